@@ -1,0 +1,166 @@
+"""Sparse Switchable Normalization (SSN): SN whose ratios become one-hot during training.
+
+Reference: W. Shao, T. Meng, J. Li, R. Zhang, Y. Li, X. Wang, P. Luo, "SSN: Learning Sparse
+Switchable Normalization via SparsestMax", arXiv:1903.03793.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .affine import composing, recomputing
+from .sparsemax import circumradius, sparsestmax
+from .statistics import frozen
+from .switchable_norm import _ORDER, _SwitchNorm
+
+__all__ = ["SparseSwitchNorm1d", "SparseSwitchNorm2d", "SparseSwitchNorm3d"]
+
+_UNDECIDED = -1
+# The paper prints the circumradius of three choices as 0.8165, a little above its value.
+_RADIUS_TOLERANCE = 1e-4
+
+
+class _SparseSwitchNorm(_SwitchNorm):
+    """SN with sparsestmax ratios; see `SparseSwitchNorm2d`."""
+
+    radius: Tensor
+    mean_fixed: Tensor
+    var_fixed: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        statistics: Sequence[str] = _ORDER,
+        num_groups: int = 1,
+        unbiased: bool = False,
+        radius: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, statistics, num_groups, unbiased, device, dtype
+        )
+        self.register_buffer("radius", torch.zeros((), device=device))
+        decided = torch.full((num_groups,), _UNDECIDED, dtype=torch.long, device=device)
+        self.register_buffer("mean_fixed", decided)
+        self.register_buffer("var_fixed", decided.clone())
+        self._used_cache: tuple[Any, tuple[str, ...]] | None = None
+        self.set_radius(radius)
+
+    def set_radius(self, radius: float) -> None:
+        """Set the radius: from 0 at the start of training to the circumradius at its end.
+
+        Raises:
+            ValueError: ``radius`` is not within [0, sqrt((K - 1) / K)].
+        """
+        limit = circumradius(len(self.statistics))
+        if not 0 <= radius <= limit + _RADIUS_TOLERANCE:
+            raise ValueError(
+                f"radius ({radius}) must be from 0 to {limit:.6g}, the circumradius of the simplex "
+                f"of {len(self.statistics)} statistics"
+            )
+        # float32 may round the limit down, and the last ratio would stay just short of one-hot.
+        self.radius.fill_(radius if radius < limit - 1e-6 else limit + 1e-6)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "mean_fixed"):
+            self.mean_fixed.fill_(_UNDECIDED)
+            self.var_fixed.fill_(_UNDECIDED)
+
+    def _ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+        ratios = []
+        for control, fixed in ((mean_weight, self.mean_fixed), (var_weight, self.var_fixed)):
+            fixed = fixed.reshape(control.shape[:-1])
+            free = sparsestmax(control, self.radius)
+            chosen = torch.arange(control.shape[-1], device=control.device)
+            one_hot = (fixed.unsqueeze(-1) == chosen).to(free.dtype)
+            ratios.append(torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free))
+        return ratios[0], ratios[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and not frozen(self) and not recomputing():
+            self._fix_one_hot_ratios()
+        return super().forward(input)
+
+    @torch.no_grad()
+    def _fix_one_hot_ratios(self) -> None:
+        for ratio, fixed in zip(self.ratios(), (self.mean_fixed, self.var_fixed), strict=True):
+            largest, choice = ratio.reshape(-1, ratio.shape[-1]).max(-1)
+            fixed.copy_(torch.where((fixed < 0) & (largest == 1), choice, fixed))
+
+    def _used_statistics(self) -> tuple[str, ...]:
+        """Only what a fixed or one-hot ratio selects. Looked up once per change of the buffers."""
+        if composing():
+            return self.statistics
+        buffers = (self.mean_fixed, self.var_fixed)
+        key = tuple((t.data_ptr(), t._version) for t in buffers)
+        if self._used_cache is None or self._used_cache[0] != key:
+            choices = torch.cat(buffers).unique().tolist()
+            used = self.statistics
+            if _UNDECIDED not in choices:
+                used = tuple(self.statistics[k] for k in choices)
+            self._used_cache = (key, used)
+        return self._used_cache[1]
+
+    def extra_repr(self) -> str:
+        radius = "?" if self.radius.is_meta else f"{float(self.radius):.4g}"
+        return f"{super().extra_repr()}, radius={radius}"
+
+
+class SparseSwitchNorm1d(_SparseSwitchNorm, nn.InstanceNorm1d):
+    """SSN of ``(N, C)`` or ``(N, C, L)``; see `SparseSwitchNorm2d` and `SwitchNorm1d`."""
+
+    _input_dims = (2, 3)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        statistics: Sequence[str] = ("ln", "bn"),
+        num_groups: int = 1,
+        unbiased: bool = False,
+        radius: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, statistics, num_groups, unbiased, radius, device, dtype
+        )
+
+
+class SparseSwitchNorm2d(_SparseSwitchNorm, nn.InstanceNorm2d):
+    """`SwitchNorm2d` with `sparsestmax` in the place of softmax.
+
+    The radius grows over training (`set_radius`) from 0 to the simplex's circumradius, where every
+    ratio is one-hot. A ratio that is one-hot in a training forward is fixed from then on: its
+    control parameters keep their values and get zero gradient. A layer with hard ratios reads in
+    evaluation only the statistics that it selected; one that selected BN twice is a plain affine.
+
+    Args:
+        radius: from 0 to sqrt((K - 1) / K) for K statistics (K = 3: 0.8165). The others as in
+            `SwitchNorm2d`.
+
+    Attributes:
+        radius: 0-dim buffer.
+        mean_fixed, var_fixed: ``(num_groups,)`` int64 buffers: the index of the statistic that the
+            ratio is fixed to, or -1.
+
+    Raises:
+        ValueError: ``radius`` out of range, and as in `SwitchNorm2d`.
+    """
+
+    _input_dims = (4,)
+
+
+class SparseSwitchNorm3d(_SparseSwitchNorm, nn.InstanceNorm3d):
+    """SSN of ``(N, C, D, H, W)``; see `SparseSwitchNorm2d`."""
+
+    _input_dims = (5,)

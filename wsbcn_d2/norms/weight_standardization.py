@@ -1,0 +1,200 @@
+"""Weight Standardization (WS): convolutions whose filters have zero mean and unit variance.
+
+Reference: S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille, "Weight Standardization",
+arXiv:1903.10520, eqs. 3-5. Authors' code: https://github.com/joe-siyuan-qiao/WeightStandardization
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .affine import composing
+
+__all__ = ["WSConv1d", "WSConv2d", "WSConv3d", "WSConvMixin", "standardize_weight"]
+
+_EPS_MODES = ("outside", "inside")
+
+
+def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outside") -> Tensor:
+    r"""Standardize every filter of a convolution over its K = (in / groups) * kh * kw weights.
+
+    .. math:: \hat w = \frac{w - mean(w)}{std(w) + eps} \quad (outside) \qquad or \qquad
+              \hat w = \frac{w - mean(w)}{\sqrt{var(w) + eps}} \quad (inside)
+
+    std and var are unbiased (divisor K - 1). ``"outside"`` is the WS release and mmdetection,
+    ``"inside"`` the BCN release. On filters of ordinary size they differ by some 1e-3; a model
+    trained with one is evaluated with the same.
+
+    Args:
+        weight: ``(out_channels, in_channels / groups, *kernel)``, K >= 2. Computed in float32 at
+            least, returned in its own type.
+        eps: keeps a constant filter finite (it becomes zero, with a finite gradient).
+        eps_mode: ``"outside"`` or ``"inside"``.
+
+    Raises:
+        ValueError: K < 2, or an unknown ``eps_mode``.
+    """
+    _check(weight.shape, eps_mode)
+    if composing() or not (torch.is_grad_enabled() and weight.requires_grad):
+        return _compose(weight, eps, eps_mode)
+    with torch.autocast(device_type=weight.device.type, enabled=False):
+        return _Standardize.apply(weight, eps, eps_mode, None)
+
+
+def _check(shape: torch.Size | tuple[int, ...], eps_mode: str) -> None:
+    if eps_mode not in _EPS_MODES:
+        raise ValueError(
+            f"eps_mode ({eps_mode!r}) must be one of {', '.join(map(repr, _EPS_MODES))}"
+        )
+    fan_in = 1
+    for size in shape[1:]:
+        fan_in *= size
+    if fan_in < 2:
+        raise ValueError(
+            f"weight standardization needs at least 2 weights per filter, got weight shape "
+            f"{tuple(shape)}: a single weight standardizes to 0/0. Keep such a convolution (for "
+            "example depthwise 1x1) plain"
+        )
+
+
+def _denominators(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The centred ``(O, K)`` filters, what divides them, and the root that the gradient needs."""
+    flat = weight.flatten(1)
+    centered = flat - flat.mean(1, keepdim=True)
+    var = centered.square().sum(1, keepdim=True) / (flat.shape[1] - 1)
+    if eps_mode == "inside":
+        root = (var + eps).sqrt()
+        return centered, root, root
+    # The root of 0 has no finite slope: a constant filter passes none.
+    root = torch.where(var > 0, var, torch.ones_like(var)).sqrt()
+    return centered, torch.where(var > 0, root, torch.zeros_like(root)) + eps, root
+
+
+def _compose(weight: Tensor, eps: float, eps_mode: str) -> Tensor:
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    centered, denominator, _ = _denominators(wide, eps, eps_mode)
+    return (centered / denominator).view_as(wide).to(weight.dtype)
+
+
+class _Standardize(torch.autograd.Function):
+    """The standardized weight, computed or (from a cache) only handed on, and its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        eps: float,
+        eps_mode: str,
+        cached: tuple[Tensor, Tensor, Tensor] | None,
+    ) -> Tensor:
+        standardized, denominator, root = cached or _standardize(weight, eps, eps_mode)
+        ctx.save_for_backward(weight, standardized, denominator, root)
+        ctx.eps, ctx.eps_mode = eps, eps_mode
+        return standardized.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, standardized, denominator, root = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            with torch.enable_grad():
+                again = _compose(weight, ctx.eps, ctx.eps_mode)
+            return torch.autograd.grad(again, weight, grad, create_graph=True)[0], None, None, None
+        wide = root.dtype
+        flat, hat = grad.flatten(1).to(wide), standardized.flatten(1).to(wide)
+        # d std = sum(centred * d centred) / ((K - 1) * root), and hat sums to zero.
+        along = (flat * hat).sum(1, keepdim=True) / ((flat.shape[1] - 1) * root)
+        dweight = (flat - flat.mean(1, keepdim=True)) / denominator - hat * along
+        return dweight.view_as(weight).to(weight.dtype), None, None, None
+
+
+def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    wide = weight.detach()
+    wide = wide if wide.dtype == torch.float64 else wide.float()
+    centered, denominator, root = _denominators(wide, eps, eps_mode)
+    standardized = centered.div_(denominator).view_as(weight).to(weight.dtype)
+    return standardized, denominator, root
+
+
+class WSConvMixin:
+    """The standardized weight of a convolution, computed once per change of the weight.
+
+    A weight counts as changed when torch's version counter moved (optimizer steps,
+    ``load_state_dict``, ``init`` functions, any in-place operator), when it is another tensor
+    (``.to()``, a swap), and on ``train()`` and ``eval()``. A write through ``weight.data`` is
+    invisible to torch: call ``train()`` or ``eval()`` after one.
+    """
+
+    weight: Tensor
+    eps: float = 1e-5
+    eps_mode: str = "outside"
+
+    def standardized_weight(self) -> Tensor:
+        """`standardize_weight` of the current weight, differentiable where that requires grad."""
+        weight = self.weight
+        if composing():
+            return standardize_weight(weight, self.eps, self.eps_mode)
+        key = (weight._version, weight.data_ptr(), weight.dtype, weight.device, weight.shape,
+               self.eps, self.eps_mode)  # fmt: skip
+        cache = self.__dict__.get("_standardized")
+        if cache is None or cache[0] != key:
+            self.__dict__["_standardized"] = None  # free the old one first
+            with torch.no_grad(), torch.autocast(device_type=weight.device.type, enabled=False):
+                cache = (key, _standardize(weight, self.eps, self.eps_mode))
+            self.__dict__["_standardized"] = cache
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return _Standardize.apply(weight, self.eps, self.eps_mode, cache[1])
+        return cache[1][0]
+
+    def train(self, mode: bool = True) -> Any:
+        self.__dict__.pop("_standardized", None)
+        return super().train(mode)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or pickled module standardizes its own weight.
+        state = self.__dict__.copy()
+        state.pop("_standardized", None)
+        return state
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, eps={self.eps}, eps_mode={self.eps_mode!r}"  # type: ignore[misc]
+
+
+class _WSConv(WSConvMixin):
+    def __init__(
+        self, *args: Any, eps: float = 1e-5, eps_mode: str = "outside", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check(self.weight.shape, eps_mode)
+        self.eps = eps
+        self.eps_mode = eps_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        # torch's own convolution, padding modes included, on the standardized weight.
+        return self._conv_forward(input, self.standardized_weight(), self.bias)  # type: ignore[attr-defined]
+
+
+class WSConv1d(_WSConv, nn.Conv1d):
+    """`WSConv2d` for ``(N, C, L)``."""
+
+
+class WSConv2d(_WSConv, nn.Conv2d):
+    """`torch.nn.Conv2d` whose filters are standardized before use; see `standardize_weight`.
+
+    Takes the arguments of ``torch.nn.Conv2d``, then ``eps`` and ``eps_mode`` by name. The parameter
+    ``weight`` stays the free one, so checkpoints keep their keys; the gradient flows through the
+    standardization. It is computed once per change of the weight (see `WSConvMixin`), not once per
+    call. With N = 0 the output is empty, as torch's.
+
+    Not for a convolution without a norm behind it (predictors): its scale would be lost. A weight
+    trained without WS gives other features here; see `wsbcn_d2.checkpoint`.
+
+    Raises:
+        ValueError: fewer than two weights per filter, or an unknown ``eps_mode``.
+    """
+
+
+class WSConv3d(_WSConv, nn.Conv3d):
+    """`WSConv2d` for ``(N, C, D, H, W)``."""
