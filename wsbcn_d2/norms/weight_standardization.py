@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from .affine import composing
 
-__all__ = ["WSConv1d", "WSConv2d", "WSConv3d", "WSConvMixin", "standardize_weight"]
+__all__ = [
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "WSConvMixin",
+    "check_weight_shape",
+    "standardize_weight",
+]
 
 _EPS_MODES = ("outside", "inside")
 
@@ -37,14 +44,15 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outsi
     Raises:
         ValueError: K < 2, or an unknown ``eps_mode``.
     """
-    _check(weight.shape, eps_mode)
+    check_weight_shape(weight.shape, eps_mode)
     if composing() or not (torch.is_grad_enabled() and weight.requires_grad):
         return _compose(weight, eps, eps_mode)
     with torch.autocast(device_type=weight.device.type, enabled=False):
         return _Standardize.apply(weight, eps, eps_mode, None)
 
 
-def _check(shape: torch.Size | tuple[int, ...], eps_mode: str) -> None:
+def check_weight_shape(shape: torch.Size | tuple[int, ...], eps_mode: str) -> None:
+    """Raise the ValueError that `standardize_weight` documents, before any weight exists."""
     if eps_mode not in _EPS_MODES:
         raise ValueError(
             f"eps_mode ({eps_mode!r}) must be one of {', '.join(map(repr, _EPS_MODES))}"
@@ -167,7 +175,7 @@ class _WSConv(WSConvMixin):
         self, *args: Any, eps: float = 1e-5, eps_mode: str = "outside", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check(self.weight.shape, eps_mode)
+        check_weight_shape(self.weight.shape, eps_mode)
         self.eps = eps
         self.eps_mode = eps_mode
 

@@ -1,0 +1,28 @@
+"""The bridge to detectron2: norm names, standardized convolutions, backbones and heads."""
+
+from .backbones import (
+    build_ws_resnet_backbone,
+    build_ws_resnet_fpn_backbone,
+    build_ws_retinanet_resnet_fpn_backbone,
+)
+from .config import add_wsbcn_config
+from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
+from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
+from .weight_standardization import WSConv2d, standardize_convs, standardized
+
+__all__ = [
+    "InstanceNorm2d",
+    "WSConv2d",
+    "WSFastRCNNConvFCHead",
+    "WSMaskRCNNConvUpsampleHead",
+    "WSRes5ROIHeads",
+    "add_wsbcn_config",
+    "build_ws_resnet_backbone",
+    "build_ws_resnet_fpn_backbone",
+    "build_ws_retinanet_resnet_fpn_backbone",
+    "known_norms",
+    "register_norms",
+    "standardize_convs",
+    "standardized",
+    "unregister_norms",
+]
