@@ -6,6 +6,7 @@ from .backbones import (
     build_ws_retinanet_resnet_fpn_backbone,
 )
 from .config import add_wsbcn_config
+from .lazy import use_norm
 from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
 from .weight_standardization import WSConv2d, standardize_convs, standardized
@@ -25,4 +26,5 @@ __all__ = [
     "standardize_convs",
     "standardized",
     "unregister_norms",
+    "use_norm",
 ]

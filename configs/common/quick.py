@@ -1,0 +1,25 @@
+"""The quick job: a small Mask R-CNN on the embedded digits, from scratch, one image per process.
+
+Two images a step: two processes (`--num-gpus 2`) see one image each.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
+
+from .data.digits import dataloader
+from .models.mask_rcnn_r18_fpn import model
+from .optim import optimizer
+from .train import train
+
+train.max_iter = 3000
+train.eval_period = 1000
+train.checkpointer.period = 1000
+
+optimizer.lr = 0.02
+
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+    warmup_length=200 / 3000,
+    warmup_factor=0.001,
+)

@@ -1,0 +1,38 @@
+"""Training options that every recipe starts from; `wsbcn_d2.engine` explains and uses them."""
+
+train = dict(
+    # Checkpoints, metrics.json, TensorBoard events, config.yaml, log.txt and the pictures go here.
+    output_dir="output",
+    # Weights to start from (a path or URL); "" trains from scratch.
+    init_checkpoint="",
+    # Iterations (optimizer steps) of the whole training.
+    max_iter=90000,
+    # Mixed precision. dtype: "float16" (with loss scaling) or "bfloat16"; CPUs take bfloat16.
+    amp=dict(enabled=False, dtype="float16"),
+    # DistributedDataParallel, with more than one process.
+    ddp=dict(
+        # Running statistics are averaged before evaluation and checkpoints instead.
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        fp16_compression=False,
+    ),
+    # Gradients of a larger total norm are scaled down to max_norm.
+    clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0),
+    # Exponential moving average of weights and buffers: evaluated and saved when enabled.
+    ema=dict(enabled=False, decay=0.9998),
+    # period: iterations between checkpoints; max_to_keep: older ones are deleted.
+    checkpointer=dict(period=5000, max_to_keep=100),
+    # Iterations between evaluations; 0 evaluates at the end only.
+    eval_period=5000,
+    # Iterations between lines of the log, metrics.json and TensorBoard.
+    log_period=20,
+    # "auto" (CUDA where there is a GPU, otherwise CPU), "cuda" or "cpu".
+    device="auto",
+    # Rank r draws from seed + r; negative: a new seed each run.
+    seed=-1,
+    # Deterministic algorithms where torch has them (slower).
+    deterministic=False,
+    cudnn_benchmark=False,
+    # predictions.png: how many validation images, and from which score on a prediction is drawn.
+    vis=dict(num_images=8, score_threshold=0.5),
+)
