@@ -15,6 +15,7 @@ forward, four reads and a write backward. What is kept for the backward pass is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .passes import accumulation_dtype, input_gradient, moments, reduce_gradient, transform
 
-__all__ = ["Rule", "composing", "normalize", "recomputing"]
+__all__ = ["Rule", "composing", "full_precision", "normalize", "recomputing"]
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
@@ -32,7 +33,15 @@ def recomputing() -> bool:
 
     Running statistics must then stay as they are: the micro-batch has moved them already.
     """
-    return torch._C._current_graph_task_id() != -1
+    # dynamo cannot trace the question, and traces a checkpointed forward only once.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast switched off, where the device has it (meta does not)."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def composing() -> bool:
@@ -54,13 +63,18 @@ def normalize(x: Tensor, rule: Rule, *parameters: Tensor, center: Tensor | None 
     Returns:
         A tensor with the shape, type and memory format of ``x``. Twice differentiable: the second
         derivative is taken through plain operators, at their memory cost.
+
+    Raises:
+        ValueError: ``x`` is not of a floating type.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a floating type, got {x.dtype}; convert it with x.float()")
     if composing():
         return _compose(x, center, rule, parameters)
     needs_grad = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for p in parameters)
     )
-    with torch.autocast(device_type=x.device.type, enabled=False):
+    with full_precision(x.device.type):
         if needs_grad:
             return _InstanceAffine.apply(x, center, rule, *parameters)
         dtype = accumulation_dtype(x)
@@ -85,6 +99,8 @@ def _compose(
     """The same function from differentiable operators, for tracers and second derivatives."""
     dtype = accumulation_dtype(x)
     wide, dims = x.to(dtype), tuple(range(2, x.dim()))
+    # Indexed, not reshaped: a shape would carry the example's N into the graph of an exporter.
+    spread = (...,) + (None,) * len(dims)
     var: Tensor | None = None
     if center is not None:
         mean = center.to(dtype)
@@ -92,10 +108,9 @@ def _compose(
         mean, var = wide, torch.zeros_like(wide)
     else:
         mean = wide.mean(dims)
-        var = (wide - mean.reshape(mean.shape + (1,) * len(dims))).square().mean(dims)
+        var = (wide - mean[spread]).square().mean(dims)
     scale, offset = rule(mean, var, *[p.to(dtype) for p in parameters])
-    mean, scale, offset = (t.reshape(t.shape + (1,) * len(dims)) for t in (mean, scale, offset))
-    return ((wide - mean) * scale + offset).to(x.dtype)
+    return ((wide - mean[spread]) * scale[spread] + offset[spread]).to(x.dtype)
 
 
 class _InstanceAffine(torch.autograd.Function):
@@ -126,7 +141,7 @@ class _InstanceAffine(torch.autograd.Function):
         x, mean, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_backward(ctx, x, parameters, dy)
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with full_precision(x.device.type):
             return _backward(ctx, x, mean, parameters, dy)
 
 

@@ -15,10 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .batch_channel_norm import _BatchChannelNorm
-from .statistics import group_world_size
+from .statistics import frozen, group_world_size
 from .switchable_norm import _SwitchNorm
 
 __all__ = ["update_batch_average"]
+
+_AVERAGED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _owners(model: nn.Module) -> list[nn.Module]:
@@ -26,8 +28,12 @@ def _owners(model: nn.Module) -> list[nn.Module]:
 
     def averages(module: nn.Module) -> bool:
         if isinstance(module, _BatchChannelNorm):
-            return module.statistics != "estimate"
-        return isinstance(module, _SwitchNorm) and module.running_mean is not None
+            return module.statistics != "estimate" and not frozen(module, module.bn)
+        return (
+            isinstance(module, _SwitchNorm)
+            and module.running_mean is not None
+            and not frozen(module)
+        )
 
     return [module for module in model.modules() if averages(module)]
 
@@ -37,10 +43,10 @@ def update_batch_average(model: nn.Module, data_loader: Iterable[Any], num_iters
     """Replace the running statistics by plain averages over ``num_iters`` training batches.
 
     Acts on SN layers with a ``"bn"`` statistic and on BCN layers in ``"batch"`` and ``"sync"``
-    mode. The model runs in training mode without gradients; afterwards its mode, all parameters and
-    every other buffer (the running statistics of stock BatchNorms too) are as before. With several
-    processes, to be called on all of them, the averages are averaged over ranks. If the loader runs
-    out or a batch fails, the old statistics come back.
+    mode; frozen ones keep what they have. The model runs in training mode without gradients;
+    afterwards its mode, all parameters and every other buffer (the running statistics of stock
+    BatchNorms too) are as before. With several processes, to be called on all of them, the averages
+    are averaged over ranks. If the loader runs out or a batch fails, the old statistics come back.
 
     Args:
         model: called as ``model(batch)``.
@@ -59,7 +65,7 @@ def update_batch_average(model: nn.Module, data_loader: Iterable[Any], num_iters
     momenta = [module.momentum for module in owners]
     modes = {module: module.training for module in model.modules()}
     holders = [m.bn if isinstance(m, _BatchChannelNorm) else m for m in owners]
-    ours = {id(b) for m in holders for b in m.buffers(recurse=False)}
+    ours = {id(getattr(m, name)) for m in holders for name in _AVERAGED}
     done = False
     try:
         model.train()

@@ -117,12 +117,11 @@ class _BatchChannelNorm(nn.GroupNorm):
         # z = slope * (x - center) + inner_bias: its row statistics follow from those of x.
         z_mean = slope * (mean - center) + inner_bias
         group_mean, group_var = pool_channels(z_mean, slope.square() * var, self.num_groups)
-        gain = weight * (group_var + self.eps).rsqrt()
-        per_channel = self.num_features // self.num_groups
-        gain, group_mean, bias = (
-            t.repeat_interleave(per_channel, dim=-1) for t in (gain, group_mean, bias)
-        )
-        return gain * slope, gain * (z_mean - group_mean) + bias
+        gain = (weight * (group_var + self.eps).rsqrt()).unsqueeze(-1)
+        # (..., C) as (..., groups, C / groups), next to the (..., groups, 1) of the groups.
+        slope, z_mean = (t.unflatten(-1, (self.num_groups, -1)) for t in (slope, z_mean))
+        offset = gain * (z_mean - group_mean.unsqueeze(-1)) + bias.unsqueeze(-1)
+        return (gain * slope).flatten(-2), offset.flatten(-2)
 
     def _inner_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         running_mean, running_var = self.bn.running_mean, self.bn.running_var

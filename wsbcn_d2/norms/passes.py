@@ -28,8 +28,15 @@ def _spread(rows: Tensor, x: Tensor) -> Tensor:
 
 
 def _has_row_kernels(x: Tensor) -> bool:
-    """Whether every row of ``x`` is contiguous, so that torch's group norm kernels see rows."""
-    return x.device.type == "cpu" and x.dim() > 2 and x.is_contiguous() and x.numel() > 0
+    """Whether every row of ``x`` is contiguous, so that torch's group norm kernels see rows.
+
+    With one channel or one position a tensor may be both contiguous and channels_last; the kernels
+    take such a one for channels_last, and would mix its rows.
+    """
+    if x.device.type != "cpu" or x.dim() < 3 or x.numel() == 0 or not x.is_contiguous():
+        return False
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return channels_last is None or not x.is_contiguous(memory_format=channels_last)
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -56,14 +63,17 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     if not _has_row_kernels(x):
         var, mean = torch.var_mean(x.to(dtype), dim=tuple(range(2, x.dim())), correction=0)
         return mean, var, None
-    rows = _as_rows(x.to(dtype))
-    count, length = rows.shape[1:]
+    count = x.shape[0] * x.shape[1]
     eps = _ROW_EPS[dtype]
     # One group a row: Welford moments and the normalized rows in a single call, several times
-    # faster than var_mean on CPU.
-    scratch, mean, rstd = torch.native_group_norm(rows, None, None, 1, count, length, count, eps)
+    # faster than var_mean on CPU. The kernel sees one sample of N * C channels; x itself is passed,
+    # not a view in that shape, so that the result is no view either and may be changed in place
+    # (relu_) behind an autograd function.
+    scratch, mean, rstd = torch.native_group_norm(
+        x.to(dtype), None, None, 1, count, x.numel() // count, count, eps
+    )
     var = rstd.pow(-2).sub_(eps).clamp_(min=0)
-    return mean.view(x.shape[:2]), var.view(x.shape[:2]), scratch.view(x.shape)
+    return mean.view(x.shape[:2]), var.view(x.shape[:2]), scratch
 
 
 def transform(

@@ -65,8 +65,7 @@ class _SparseSwitchNorm(_SwitchNorm):
                 f"radius ({radius}) must be from 0 to {limit:.6g}, the circumradius of the simplex "
                 f"of {len(self.statistics)} statistics"
             )
-        # float32 may round the limit down, and the last ratio would stay just short of one-hot.
-        self.radius.fill_(radius if radius < limit - 1e-6 else limit + 1e-6)
+        self.radius.fill_(min(radius, limit))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -75,10 +74,14 @@ class _SparseSwitchNorm(_SwitchNorm):
             self.var_fixed.fill_(_UNDECIDED)
 
     def _ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+        # The buffer's type may round the limit down (float16 does so by 1e-4), and the last ratio
+        # would stay just short of one-hot.
+        last = circumradius(len(self.statistics)) - torch.finfo(self.radius.dtype).eps
+        radius = torch.where(self.radius >= last, 1.0, self.radius)
         ratios = []
         for control, fixed in ((mean_weight, self.mean_fixed), (var_weight, self.var_fixed)):
             fixed = fixed.reshape(control.shape[:-1])
-            free = sparsestmax(control, self.radius)
+            free = sparsestmax(control, radius)
             chosen = torch.arange(control.shape[-1], device=control.device)
             one_hot = (fixed.unsqueeze(-1) == chosen).to(free.dtype)
             ratios.append(torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free))
@@ -91,15 +94,18 @@ class _SparseSwitchNorm(_SwitchNorm):
 
     @torch.no_grad()
     def _fix_one_hot_ratios(self) -> None:
-        for ratio, fixed in zip(self.ratios(), (self.mean_fixed, self.var_fixed), strict=True):
+        # In float32: narrower types round 0.999 to one-hot, float64 tells a last bit from it.
+        ratios = self._ratios(self.mean_weight.float(), self.var_weight.float())
+        for ratio, fixed in zip(ratios, (self.mean_fixed, self.var_fixed), strict=True):
             largest, choice = ratio.reshape(-1, ratio.shape[-1]).max(-1)
             fixed.copy_(torch.where((fixed < 0) & (largest == 1), choice, fixed))
 
     def _used_statistics(self) -> tuple[str, ...]:
         """Only what a fixed or one-hot ratio selects. Looked up once per change of the buffers."""
-        if composing():
-            return self.statistics
         buffers = (self.mean_fixed, self.var_fixed)
+        # Tensors of the meta device and of inference mode do not tell.
+        if composing() or any(t.is_meta or t.is_inference() for t in buffers):
+            return self.statistics
         key = tuple((t.data_ptr(), t._version) for t in buffers)
         if self._used_cache is None or self._used_cache[0] != key:
             choices = torch.cat(buffers).unique().tolist()

@@ -29,12 +29,11 @@ def sparsemax(z: Tensor) -> Tensor:
         ``(..., K)``, non-negative, summing to 1; sparse where entries of ``z`` lie far apart.
     """
     wide = z.double()
-    ranked, _ = wide.sort(dim=-1, descending=True, stable=True)
+    ranked = wide.topk(z.shape[-1], dim=-1).values
     ranks = torch.arange(1, z.shape[-1] + 1, dtype=wide.dtype, device=z.device)
     thresholds = (ranked.cumsum(-1) - 1) / ranks
-    # ranked > thresholds holds for a prefix of the ranks, the support.
-    support = (ranked > thresholds).sum(-1, keepdim=True)
-    threshold = thresholds.gather(-1, support - 1)
+    # They rise as long as ranked > thresholds, that is, over the support.
+    threshold = thresholds.max(-1, keepdim=True).values
     return (wide - threshold).clamp(min=0).to(z.dtype)
 
 
@@ -56,8 +55,8 @@ def sparsestmax(z: Tensor, radius: float | Tensor) -> Tensor:
     wide, choices = z.double(), z.shape[-1]
     inside = sparsemax(wide)
     radius = torch.as_tensor(radius, dtype=wide.dtype, device=z.device)
-    far_enough = (inside - 1 / choices).norm(dim=-1, keepdim=True) >= radius
-    return torch.where(far_enough, inside, _on_sphere(wide, radius)).to(z.dtype)
+    too_near = (inside - 1 / choices).norm(dim=-1, keepdim=True) < radius  # NaN is not: it stays
+    return torch.where(too_near, _on_sphere(wide, radius), inside).to(z.dtype)
 
 
 def _on_sphere(z: Tensor, radius: Tensor) -> Tensor:
@@ -69,24 +68,28 @@ def _on_sphere(z: Tensor, radius: Tensor) -> Tensor:
     best point is non-negative is optimal: it is the best of a face that contains all smaller ones.
     """
     choices = z.shape[-1]
-    ranked, order = z.sort(dim=-1, descending=True, stable=True)
-    result = torch.zeros_like(ranked)
-    result[..., 0] = 1  # k = 1: the corner
+    # A stable sort, earlier entries first, in operators that ONNX has.
+    places = torch.arange(choices, device=z.device)
+    here, there = z.unsqueeze(-1), z.unsqueeze(-2)
+    ahead = (there > here) | ((there == here) & (places < places.unsqueeze(-1)))
+    rank = ahead.sum(-1)
+    ranked = torch.zeros_like(z).scatter(-1, rank, z)
+    result = (places == 0).to(z.dtype).expand_as(z)  # k = 1: the corner
     done = torch.zeros_like(ranked[..., :1], dtype=torch.bool)
     for k in range(choices, 1, -1):
         top = ranked[..., :k]
         direction = top - top.mean(-1, keepdim=True)
         length = direction.norm(dim=-1, keepdim=True)
         # Equal entries have no direction: point at the first corner, with no gradient.
-        first = torch.full_like(top, -1 / k)
-        first[..., 0] += 1
+        first = (places[:k] == 0).to(z.dtype) - 1 / k
         tied = length <= 1e-12 * top.abs().amax(-1, keepdim=True)
-        direction = torch.where(tied, first / first.norm(dim=-1, keepdim=True),
-                                direction / torch.where(tied, 1.0, length))  # fmt: skip
+        direction = torch.where(
+            tied, first / first.norm(), direction / torch.where(tied, 1.0, length)
+        )
         square = radius.square() - (1 / k - 1 / choices)
         point = 1 / k + direction * square.clamp(min=1e-300).sqrt()
         fits = (point.amin(-1, keepdim=True) >= 0) & (square > 0)
         padded = torch.nn.functional.pad(point, (0, choices - k))
         result = torch.where(fits & ~done, padded, result)
         done = done | fits
-    return torch.zeros_like(result).scatter(-1, order, result)
+    return result.gather(-1, rank)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .affine import composing
+from .affine import composing, full_precision
 
 __all__ = [
     "WSConv1d",
@@ -23,6 +24,17 @@ __all__ = [
 ]
 
 _EPS_MODES = ("outside", "inside")
+
+# Fused optimizers do not move the version counters of the parameters that they write.
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outside") -> Tensor:
@@ -47,7 +59,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outsi
     check_weight_shape(weight.shape, eps_mode)
     if composing() or not (torch.is_grad_enabled() and weight.requires_grad):
         return _compose(weight, eps, eps_mode)
-    with torch.autocast(device_type=weight.device.type, enabled=False):
+    with full_precision(weight.device.type):
         return _Standardize.apply(weight, eps, eps_mode, None)
 
 
@@ -129,10 +141,10 @@ def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Ten
 class WSConvMixin:
     """The standardized weight of a convolution, computed once per change of the weight.
 
-    A weight counts as changed when torch's version counter moved (optimizer steps,
-    ``load_state_dict``, ``init`` functions, any in-place operator), when it is another tensor
-    (``.to()``, a swap), and on ``train()`` and ``eval()``. A write through ``weight.data`` is
-    invisible to torch: call ``train()`` or ``eval()`` after one.
+    A weight counts as changed when any optimizer has stepped, when torch's version counter moved
+    (``load_state_dict``, ``init`` functions, any in-place operator), when it is another tensor
+    (``.to()``, a swap), and on ``train()`` and ``eval()``. A write through ``weight.data`` or by a
+    collective (``dist.broadcast``) is invisible to torch: call ``train()`` or ``eval()`` after one.
     """
 
     weight: Tensor
@@ -142,15 +154,22 @@ class WSConvMixin:
     def standardized_weight(self) -> Tensor:
         """`standardize_weight` of the current weight, differentiable where that requires grad."""
         weight = self.weight
-        if composing():
+        # Neither a tensor made in inference mode nor one without storage shows its changes.
+        if composing() or weight.is_inference() or weight.is_meta:
             return standardize_weight(weight, self.eps, self.eps_mode)
-        key = (weight._version, weight.data_ptr(), weight.dtype, weight.device, weight.shape,
-               self.eps, self.eps_mode)  # fmt: skip
+        key = (_optimizer_steps, weight._version, weight.data_ptr(), weight.dtype, weight.device,
+               weight.shape, self.eps, self.eps_mode)  # fmt: skip
         cache = self.__dict__.get("_standardized")
         if cache is None or cache[0] != key:
             self.__dict__["_standardized"] = None  # free the old one first
-            with torch.no_grad(), torch.autocast(device_type=weight.device.type, enabled=False):
-                cache = (key, _standardize(weight, self.eps, self.eps_mode))
+            # Not in inference mode: what it makes, a later forward could not save for backward.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                full_precision(weight.device.type),
+            ):
+                # The weight is kept so that no other can come to lie at its address.
+                cache = (key, _standardize(weight, self.eps, self.eps_mode), weight.detach())
             self.__dict__["_standardized"] = cache
         if torch.is_grad_enabled() and weight.requires_grad:
             return _Standardize.apply(weight, self.eps, self.eps_mode, cache[1])
