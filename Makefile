@@ -1,0 +1,101 @@
+# `make train` and `make test` do all that they need on a machine with Python 3.10 to 3.12, pip and
+# make: the environment in .venv, its dependencies, detectron2, this project. `make help` lists all.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+CONFIG  ?= configs/quick/mask_rcnn_r18_fpn_ws_gn.py
+# configs/quick/name.py writes to output/quick/name
+OUTPUT  ?= output/$(patsubst configs/%,%,$(basename $(CONFIG)))
+NUM_GPUS ?=
+ARGS    ?=
+PYTHON  ?=
+
+# The first of these that runs and has the right version makes .venv. Running it is the test: the
+# shims of pyenv are on PATH for versions that are not active, and fail only when called.
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.11 python3.10)
+IS_SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+
+# Read by tools/install_detectron2.py: empty, wheel or git.
+DETECTRON2 ?=
+export DETECTRON2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup train test test-slow lint clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  train:     CONFIG=$(CONFIG)"
+	@echo "             OUTPUT=$(OUTPUT)"
+	@echo "             NUM_GPUS=  default: the machine's, 2 at most; 2 CPU processes without a GPU"
+	@echo "  all three: ARGS=      more arguments, e.g. ARGS='train.max_iter=20' or ARGS='-k norms'"
+	@echo "  setup:     PYTHON=    the Python 3.10 to 3.12 behind .venv, used when .venv is made"
+	@echo "             DETECTRON2=git  build upstream's source in the place of the wheel"
+
+# --- set-up ----------------------------------------------------------------------------------
+# One stamp a step, inside .venv, touched when the step is done: a step that failed or was stopped
+# is done again, and without .venv all are.
+
+setup: $(VENV)/.project ## make .venv with all dependencies, detectron2 and this project
+
+$(VENV)/.created:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c '$(IS_SUPPORTED)' 2>/dev/null; then \
+	    echo "[setup 1/4] making $(VENV) with $$("$$python" --version) ($$(command -v "$$python"))"; \
+	    exec "$$python" tools/make_venv.py create $(VENV); \
+	  fi; \
+	done; \
+	echo "No Python 3.10, 3.11 or 3.12 that runs; tried: $(PYTHONS)." >&2; \
+	echo "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+	@touch $@
+
+# A stopped pip may leave half a package that it takes for whole at the next run. Without .created
+# that run starts from an empty environment; pip's cache saves the downloads.
+$(VENV)/.dependencies: $(VENV)/.created requirements.txt requirements-dev.txt
+	@rm -f $(VENV)/.created
+	@printf '[setup 2/4] '
+	@$(PY) tools/make_venv.py install requirements.txt requirements-dev.txt
+	@touch $(VENV)/.created
+	@touch $@
+
+$(VENV)/.detectron2: $(VENV)/.dependencies tools/install_detectron2.py
+	@printf '[setup 3/4] getting detectron2 ...\n'
+	@$(PY) tools/install_detectron2.py
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.detectron2 setup.py pyproject.toml
+	@echo "[setup 4/4] installing this project in development mode"
+	@$(PY) -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# --- use -------------------------------------------------------------------------------------
+
+train: setup ## train CONFIG (default: the quick recipe, on the data that the package embeds)
+	@num_gpus="$(NUM_GPUS)"; \
+	: "$${num_gpus:=$$($(PY) -c 'import torch; print(min(2, torch.cuda.device_count() or 2))')}"; \
+	set -x; \
+	$(PY) train_net.py --config-file $(CONFIG) --num-gpus "$$num_gpus" \
+	  train.output_dir=$(OUTPUT) $(ARGS)
+
+# More threads only slow down the small tensors of tests, and several processes at once even more.
+test test-slow: export OMP_NUM_THREADS = 1
+
+test: setup ## run the tests, but the slow ones
+	$(PY) -m pytest $(ARGS)
+
+test-slow: setup ## run the slow tests
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup ## check style, format and types; fails on any finding
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy wsbcn_d2/norms
+
+clean: ## delete outputs and caches, keep .venv
+	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name $(VENV) -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## clean, and delete .venv
+	rm -rf $(VENV)
