@@ -1,0 +1,111 @@
+"""Saving, loading, and the warnings on the way."""
+
+import logging
+import os
+
+import pytest
+import torch
+from detectron2.layers import Conv2d
+from torch import nn
+
+import wsbcn_d2
+from wsbcn_d2.checkpoint import WSBCNCheckpointer
+
+
+def gn_model(ws=False):
+    model = nn.Sequential(Conv2d(3, 8, 3, bias=False, norm=nn.GroupNorm(2, 8)))
+    return wsbcn_d2.standardize_convs(model) if ws else model
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """Messages of warnings, whatever the loggers of an earlier test are set to."""
+    messages = []
+    logger = logging.getLogger("wsbcn_d2.checkpoint.checkpointer")
+    monkeypatch.setattr(logger, "warning", lambda m, *args: messages.append(m % args))
+    return messages
+
+
+def test_a_round_trip_restores_everything_without_a_warning(tmp_path, warnings):
+    model = gn_model(ws=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    checkpointer = WSBCNCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    checkpointer.save("model_0000003", iteration=3)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000003.pth"]
+
+    other = gn_model(ws=True)
+    rest = WSBCNCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 3
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert warnings == []
+
+
+def test_gn_weights_in_a_ws_model_warn_loudly_and_name_both(tmp_path, warnings):
+    WSBCNCheckpointer(gn_model(), str(tmp_path)).save("gn")
+    path = str(tmp_path / "gn.pth")
+    WSBCNCheckpointer(gn_model(ws=True)).load(path)
+    (message,) = warnings
+    assert "NORMALIZATION DIFFERS" in message and path in message
+    assert "checkpoint: 0 of 1; model: 1 of 1" in message
+
+
+def test_weights_of_unknown_origin_are_inferred(tmp_path, warnings):
+    path = str(tmp_path / "plain.pth")
+    bn = nn.Sequential(Conv2d(3, 8, 3, bias=False, norm=nn.BatchNorm2d(8)))
+    torch.save(bn.state_dict(), path)
+    WSBCNCheckpointer(gn_model()).load(path)
+    (message,) = warnings
+    assert "checkpoint has BN, model has GN" in message
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = gn_model()
+    checkpointer = WSBCNCheckpointer(model, str(tmp_path))
+    checkpointer.save("good")
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"0\.weight is not finite.*good\.pth"):
+        checkpointer.save("bad")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "good.pth")
+    assert not (tmp_path / "bad.pth").exists()
+
+
+def test_a_failing_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpointer = WSBCNCheckpointer(gn_model(), str(tmp_path))
+    checkpointer.save("model_final")
+    before = (tmp_path / "model_final.pth").read_bytes()
+
+    def fill_the_disk(data, file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(OSError, match="no space"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+
+
+def test_numbered_checkpoints_are_listed_in_order(tmp_path):
+    checkpointer = WSBCNCheckpointer(gn_model(), str(tmp_path))
+    for name in ("model_0000009", "model_final", "model_0000004"):
+        checkpointer.save(name)
+    names = [os.path.basename(path) for path in checkpointer.periodic_checkpoints()]
+    assert names == ["model_0000004.pth", "model_0000009.pth"]
+    assert WSBCNCheckpointer(gn_model(), str(tmp_path / "none")).periodic_checkpoints() == []
+
+
+def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint a.pth .*{tmp_path}/a.pth"):
+        WSBCNCheckpointer(gn_model()).load("a.pth")
+
+
+def test_a_url_that_cannot_be_fetched_says_so(monkeypatch):
+    checkpointer = WSBCNCheckpointer(gn_model())
+
+    def refuse(path):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", refuse)
+    with pytest.raises(OSError, match=r"cannot download .* https://x/y\.pkl: no route"):
+        checkpointer.load("https://x/y.pkl")
