@@ -1,0 +1,67 @@
+"""Parts of a run that need no training."""
+
+import types
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.engine.tiny_run import LAZY_CONFIG
+from wsbcn_d2.engine import ConfigError, build_job, load_config
+from wsbcn_d2.engine.train import _results_table, _set_aside
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    (tmp_path / "tiny.py").write_text(LAZY_CONFIG)
+    return load_config(str(tmp_path / "tiny.py"))
+
+
+def test_the_table_has_a_row_for_each_task_of_each_dataset():
+    metrics = {"AP": 12.345, "AP50": 20.0, "AP-cat": 1.0}
+    lines = _results_table({"bbox": metrics, "segm": metrics}).splitlines()
+    assert lines[1].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [line.split()[0] for line in lines[3:]] == ["bbox", "segm"]
+    assert lines[3].split()[1:4] == ["12.35", "20.00", "nan"]
+    nested = _results_table({"a_val": {"bbox": metrics}, "b_val": {"bbox": metrics}})
+    assert [line.split()[:2] for line in nested.splitlines()[3:]] == [
+        ["a_val", "bbox"],
+        ["b_val", "bbox"],
+    ]
+    assert _results_table({}).startswith("No evaluation results")
+
+
+def test_metrics_of_an_earlier_run_are_set_aside(tmp_path):
+    _set_aside(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text("old")
+    _set_aside(tmp_path / "metrics.json")
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith("metrics.2") and aside.read_text() == "old"
+
+
+def test_everything_optional_is_off_by_default(cfg):
+    job = build_job(cfg, "cpu")
+    assert (job.amp_dtype, job.clip_grad, job.ema_decay) == (None, None, None)
+    assert job.ddp["broadcast_buffers"] is False
+    assert not job.deterministic
+
+
+def test_the_model_stays_out_of_the_config(cfg):
+    job = build_job(cfg, "cpu")
+    job.build_optimizer(job.build_model())
+    assert "model" not in cfg.optimizer.params
+
+
+def test_wrong_options_are_named(cfg):
+    cfg.train.amp.dtype = "half"
+    with pytest.raises(ConfigError, match=r"train\.amp\.dtype \('half'\).*float16, bfloat16"):
+        build_job(cfg, "cpu")
+    cfg.train.amp.dtype = "float16"
+    del cfg["lr_multiplier"]
+    with pytest.raises(ConfigError, match="no `lr_multiplier`"):
+        build_job(cfg, "cpu").build_scheduler(types.SimpleNamespace())
+    cfg.dataloader.evaluator = OmegaConf.create([])
+    job = build_job(cfg, "cpu")
+    assert list(job.evaluations()) == []
+    cfg.dataloader.evaluator = OmegaConf.create([{}, {}])
+    with pytest.raises(ConfigError, match=r"test \(1\) and dataloader\.evaluator \(2\)"):
+        list(job.evaluations())

@@ -1,0 +1,32 @@
+"""The training engine behind ``train_net.py``, for both of detectron2's config kinds."""
+
+from .buffers import average_buffers
+from .config import ConfigError, check_config, load_config, resolve_config_file, resolve_device
+from .hooks import BufferAverager, EvalHook, ModelEMA
+from .job import Job, LazyJob, YamlJob, build_job
+from .launch import launch
+from .train import argument_parser, evaluate, main, run, train
+from .trainer import Trainer
+
+__all__ = [
+    "BufferAverager",
+    "ConfigError",
+    "EvalHook",
+    "Job",
+    "LazyJob",
+    "ModelEMA",
+    "Trainer",
+    "YamlJob",
+    "argument_parser",
+    "average_buffers",
+    "build_job",
+    "check_config",
+    "evaluate",
+    "launch",
+    "load_config",
+    "main",
+    "resolve_config_file",
+    "resolve_device",
+    "run",
+    "train",
+]

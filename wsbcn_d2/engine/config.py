@@ -1,0 +1,275 @@
+"""From ``--config-file`` and overrides to a checked config, of either of detectron2's kinds."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.defaults import DefaultTrainer
+from omegaconf import DictConfig, OmegaConf
+
+from ..recipes import config_file, config_root, get_config, list_configs
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "check_config",
+    "dataset_names",
+    "is_lazy",
+    "load_config",
+    "output_folder",
+    "resolve_config_file",
+    "resolve_device",
+]
+
+Config: TypeAlias = "CfgNode | DictConfig"
+
+
+class ConfigError(ValueError):
+    """Something in the command line or config that the user can put right; one clear message."""
+
+
+def is_lazy(cfg: Config) -> bool:
+    """Whether ``cfg`` is a lazy config (otherwise a yaml CfgNode)."""
+    return not isinstance(cfg, CfgNode)
+
+
+def resolve_config_file(name: str) -> str:
+    """The path of a config: a file, a recipe of this project, or one of detectron2's model zoo.
+
+    Raises:
+        ConfigError: none of them; the message says where it was looked for and what is near.
+    """
+    if not name:
+        raise ConfigError("--config-file is missing; recipes: " + ", ".join(list_configs()))
+    if os.path.isfile(name):
+        if not name.endswith((".py", ".yaml", ".yml")):
+            raise ConfigError(f"--config-file {name}: must end in .py, .yaml or .yml")
+        return name
+    try:
+        return str(config_file(name))
+    except ValueError:
+        pass
+    zoo = Path(model_zoo.__file__).parent / "configs"
+    if (zoo / name).is_file():
+        return str(zoo / name)
+
+    parent = Path(name).parent
+    siblings = [str(path) for path in _configs_in(parent, "*")]
+    zoo_names = [str(path.relative_to(zoo)) for path in _configs_in(zoo, "**/*")]
+    ours = [f"configs/{recipe}.py" for recipe in list_configs()]
+    near = _nearest(name, [*siblings, *ours, *list_configs(), *zoo_names])
+    raise ConfigError(
+        f"--config-file {name!r} not found.\n"
+        f"  Looked for: {os.path.abspath(name)}; a recipe in {config_root()}; "
+        f"detectron2's {zoo}\n"
+        + (f"  Did you mean: {', '.join(near)}" if near else f"  Recipes: {', '.join(ours)}")
+    )
+
+
+def _configs_in(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.glob(pattern) if p.suffix in (".py", ".yaml", ".yml"))
+
+
+def _nearest(name: str, known: Iterable[str], n: int = 4) -> list[str]:
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=n, cutoff=0.5)
+
+
+def load_config(path: str, opts: Sequence[str] = ()) -> Config:
+    """Load a config and apply overrides.
+
+    Args:
+        path: a ``.py`` or ``.yaml`` file. A yaml with ``_target_`` keys (what a lazy run saves as
+            ``config.yaml``) is a lazy config, every other one detectron2's CfgNode.
+        opts: ``path.key=value`` for lazy configs, ``KEY VALUE`` pairs for CfgNodes.
+
+    Raises:
+        ConfigError: an override or key that the config does not have, or the wrong kind of one.
+    """
+    for opt in opts:
+        if opt.startswith("--"):
+            raise ConfigError(f"{opt} stands behind the overrides; put it before them")
+    with open(path, encoding="utf-8") as file:
+        lazy = path.endswith(".py") or re.search(r"\b_target_\s*:", file.read()) is not None
+    return _load_lazy(path, list(opts)) if lazy else _load_yaml(path, list(opts))
+
+
+def _load_lazy(path: str, opts: list[str]) -> DictConfig:
+    cfg = LazyConfig.load(path)
+    if "model" not in cfg:
+        raise ConfigError(f"{path}: no `model`; found: {', '.join(map(str, cfg)) or 'nothing'}")
+    # A config written for detectron2's own script lacks the options that only this project has.
+    defaults = get_config("common/train").train
+    cfg.train = OmegaConf.merge(defaults, cfg.get("train", {}))
+    for opt in opts:
+        if "=" not in opt:
+            raise ConfigError(
+                f"override {opt!r}: a lazy config takes path.key=value, such as train.max_iter=100"
+            )
+        _check_lazy_key(cfg, opt.partition("=")[0].lstrip("+"), path)
+    try:
+        return LazyConfig.apply_overrides(cfg, opts)
+    except Exception as error:  # hydra's and omegaconf's have no common base below it
+        raise ConfigError(f"overrides {' '.join(opts)}: {error}") from error
+
+
+def _check_lazy_key(cfg: DictConfig, key: str, path: str) -> None:
+    # Deeper down, a new key is a new argument of a call; at these two levels it is a typing error,
+    # which omegaconf would accept and nobody would ever read.
+    first, _, rest = key.partition(".")
+    if first not in cfg:
+        known, wrong = [str(k) for k in cfg], first
+    elif first == "train" and rest and OmegaConf.select(cfg, key, default=...) is ...:
+        known, wrong = _keys(cfg.train, "train."), key
+    else:
+        return
+    near = _nearest(wrong, known) or known
+    raise ConfigError(f"override {key!r}: no such key in {path}; nearest: {', '.join(near)}")
+
+
+def _keys(node: Any, prefix: str) -> list[str]:
+    found = []
+    for key in node:
+        found.append(f"{prefix}{key}")
+        value = node[key]
+        if isinstance(value, (DictConfig, CfgNode)):
+            found += _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _load_yaml(path: str, opts: list[str]) -> CfgNode:
+    from ..modeling import add_wsbcn_config
+
+    cfg = get_cfg()
+    add_wsbcn_config(cfg)
+    # Off by default; `train.ema` of the lazy configs.
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
+    if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
+        raise ConfigError(
+            f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
+            "SOLVER.MAX_ITER 100"
+        )
+    known = _keys(cfg, "")
+    unknown = [key for key in opts[::2] if key not in known]
+    if unknown:
+        near = _nearest(unknown[0], known)
+        raise ConfigError(f"override {unknown[0]!r}: no such key; nearest: {', '.join(near)}")
+    try:
+        cfg.merge_from_file(path)
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        message = str(error.args[0]) if error.args else str(error)
+        near = _nearest(message.rpartition(" ")[2], known)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ConfigError(f"{path}: {message}{hint}") from error
+    return cfg
+
+
+def resolve_device(cfg: Config, opts: Sequence[str] = ()) -> str:
+    """The device that a run uses: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    ``"auto"`` is CUDA where there is a GPU. Without one, a config's ``"cuda"`` (detectron2's
+    default) means the CPU; ``"cuda"`` among the overrides was asked for, and is an error.
+
+    Raises:
+        ConfigError: an unknown device, or no GPU for the one in the overrides.
+    """
+    name = "train.device" if is_lazy(cfg) else "MODEL.DEVICE"
+    device = str(cfg.train.device if is_lazy(cfg) else cfg.MODEL.DEVICE)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise ConfigError(f"{name} ({device!r}) must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if any(opt.partition("=")[0] == name for opt in opts):
+            raise ConfigError(f"{name} is {device!r}, but torch finds no GPU; use cpu or auto")
+        return "cpu"
+    return device
+
+
+def output_folder(cfg: Config) -> str:
+    """Where the run writes."""
+    return str(cfg.train.output_dir if is_lazy(cfg) else cfg.OUTPUT_DIR)
+
+
+def dataset_names(cfg: Config, split: str) -> list[str]:
+    """Names of the ``"train"`` or ``"test"`` datasets; none where a lazy config hides them."""
+    if not is_lazy(cfg):
+        return list(cfg.DATASETS.TRAIN if split == "train" else cfg.DATASETS.TEST)
+    loaders = OmegaConf.select(cfg, f"dataloader.{split}")
+    found: list[str] = []
+    for loader in [loaders] if isinstance(loaders, DictConfig) else loaders or []:
+        names = OmegaConf.select(loader, "dataset.names") or []
+        found += [names] if isinstance(names, str) else [str(name) for name in names]
+    return found
+
+
+def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
+    """Find what is wrong with a run before any process is started for it.
+
+    Raises:
+        ConfigError: datasets that are not registered or not there, a starting checkpoint that is
+            not there, or a batch that the processes cannot share equally.
+    """
+    for split in ["test"] if args.eval_only else ["train", "test"]:
+        for name in dataset_names(cfg, split):
+            _check_dataset(name)
+    weights = str(cfg.train.init_checkpoint if is_lazy(cfg) else cfg.MODEL.WEIGHTS)
+    path = weights.partition("?")[0]
+    if path and "://" not in path and not os.path.isfile(path):
+        key = "train.init_checkpoint" if is_lazy(cfg) else "MODEL.WEIGHTS"
+        raise ConfigError(f"{key}: no file {weights} (looked for {os.path.abspath(path)})")
+    if not args.eval_only:
+        _check_batch(cfg, world_size)
+
+
+def _check_batch(cfg: Config, world_size: int) -> None:
+    if is_lazy(cfg):
+        key = "dataloader.train.total_batch_size"
+        total = OmegaConf.select(cfg, key)
+    else:
+        key = "SOLVER.IMS_PER_BATCH"
+        total = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    if total is None or (total > 0 and total % world_size == 0):
+        return
+    below = total // world_size * world_size
+    valid = [below, below + world_size] if below > 0 else [world_size]
+    raise ConfigError(
+        f"{key} ({total}) must be a multiple of the {world_size} process(es); nearest: "
+        + " or ".join(map(str, valid))
+    )
+
+
+def _check_dataset(name: str) -> None:
+    if name not in DatasetCatalog:
+        near = _nearest(name, DatasetCatalog.list())
+        hint = f"nearest: {', '.join(near)}" if near else "register it in the config file"
+        raise ConfigError(f"dataset {name!r} is not registered with detectron2; {hint}")
+    # detectron2's builtin datasets, which it expects in one folder. Others know their own place,
+    # and may be made when they are loaded.
+    setting = os.environ.get("DETECTRON2_DATASETS")
+    root = os.path.abspath(os.path.expanduser(setting or "datasets")) + os.sep
+    metadata = MetadataCatalog.get(name)
+    for what in ("json_file", "image_root", "panoptic_root", "panoptic_json", "dirname"):
+        path = os.path.abspath(str(metadata.get(what, "")))
+        if path.startswith(root) and not os.path.exists(path):
+            value = "not set, so datasets/ was taken" if setting is None else setting
+            raise ConfigError(
+                f"dataset {name!r} is not there: no {path}\n"
+                f"  DETECTRON2_DATASETS is {value} (in {os.getcwd()}).\n"
+                "  Set it to the folder that holds your datasets in detectron2's layout, for COCO "
+                "<folder>/coco/annotations and <folder>/coco/train2017, val2017;\n"
+                "  or name another dataset: "
+                "dataloader.{train,test}.dataset.names=… (lazy), DATASETS.TRAIN, TEST (yaml)."
+            )

@@ -1,0 +1,86 @@
+"""What happens around the training steps, besides detectron2's own hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.engine import HookBase, hooks
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .buffers import average_buffers
+
+__all__ = ["BufferAverager", "EvalHook", "ModelEMA", "is_due"]
+
+
+def is_due(iteration: int, period: int, max_iter: int) -> bool:
+    """Whether something with this period happens after ``iteration``; always after the last."""
+    done = iteration + 1
+    return done == max_iter or (period > 0 and done % period == 0)
+
+
+class BufferAverager(HookBase):
+    """`average_buffers` before evaluations and checkpoints. Registered before both, on all ranks.
+
+    Args:
+        models: whose buffers.
+        periods: of the hooks that follow (iterations; 0 for "at the end").
+    """
+
+    def __init__(self, models: Sequence[nn.Module], periods: Sequence[int]) -> None:
+        self._models = models
+        self._periods = periods
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if any(is_due(trainer.iter, period, trainer.max_iter) for period in self._periods):
+            for model in self._models:
+                average_buffers(model)
+
+
+class EvalHook(hooks.EvalHook):
+    """detectron2's, but it does not evaluate a training that failed in its last iteration."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        super().after_train()
+
+
+class ModelEMA(HookBase):
+    """Exponential moving average of a model's weights and floating buffers, once per iteration.
+
+    The decay starts small and grows to its value, min(decay, (1 + i) / (10 + i)) at iteration i:
+    otherwise the random first weights would dominate for some 1 / (1 − decay) iterations.
+
+    Args:
+        model: the trained model, not wrapped in DistributedDataParallel.
+        decay: share of the old average, in [0, 1).
+
+    Attributes:
+        averaged: the average; its ``module`` is a model to evaluate, its state dict is saved.
+
+    Raises:
+        ValueError: ``decay`` outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema.decay ({decay}) must be in [0, 1)")
+        self._model = model
+        self._decay = decay
+        self.averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self.averaged.requires_grad_(False).eval()
+
+    def _average(self, old: Sequence[Tensor], new: Sequence[Tensor], _: Tensor | int) -> None:
+        iteration = self.trainer.iter
+        decay = min(self._decay, (1 + iteration) / (10 + iteration))
+        if old[0].is_floating_point():
+            get_ema_multi_avg_fn(decay)(old, new, 0)
+            return
+        # Counters and flags have no average.
+        for target, source in zip(old, new, strict=True):
+            target.copy_(source)
+
+    def after_step(self) -> None:
+        self.averaged.update_parameters(self._model)

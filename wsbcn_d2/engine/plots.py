@@ -1,0 +1,263 @@
+"""The two pictures of a finished run: its curves, and predictions beside the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import inference_context
+from detectron2.structures import BoxMode
+from detectron2.structures.masks import polygons_to_bitmask
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from pycocotools import mask as mask_api
+from torch import nn
+
+__all__ = ["plot_curves", "plot_predictions", "read_metrics"]
+
+Curve = tuple[list[int], list[float]]
+_TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+# Inches: an image's width in the grid, so that labels are readable whatever its own size.
+_CELL = 3.4
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Curves from a ``metrics.json``: iterations (from 1) and values, by name, without NaNs.
+
+    Iterations that a resumed run repeated count once, as written last. A line cut off in the middle
+    (a job that was killed) is skipped, and a file that is not there has no curves.
+    """
+    points: dict[str, dict[int, float]] = {}
+    file = Path(path)
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        iteration = record.pop("iteration")
+        for name, value in record.items():
+            points.setdefault(name, {})[iteration] = value
+    curves = {}
+    for name, values in points.items():
+        # detectron2 counts steps from 0, but files the last evaluation under the number of steps.
+        kept = sorted((i, v) for i, v in values.items() if math.isfinite(v))
+        offset = 0 if "/AP" in name else 1
+        if kept:
+            curves[name] = ([i + offset for i, _ in kept], [v for _, v in kept])
+    return curves
+
+
+def plot_curves(metrics_json: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Draw losses, learning rate and AP over the iterations.
+
+    Args:
+        metrics_json: as detectron2's ``JSONWriter`` writes it; it may be empty or not exist.
+        output: the PNG to write.
+    """
+    curves = read_metrics(metrics_json)
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rate, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.2, 2.2])
+
+    parts = sorted(name for name in curves if "loss" in name and name != "total_loss")
+    for name in [*(["total_loss"] if "total_loss" in curves else []), *parts]:
+        _draw_loss(losses, name, curves[name])
+    losses.set_ylabel("loss")
+    if any(value > 0 for name in parts for value in curves[name][1]):
+        losses.set_yscale("log")
+    if "lr" in curves:
+        rate.plot(*curves["lr"], color="black", linewidth=1.5, label="learning rate")
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    rate.set_ylabel("learning rate")
+    for name in sorted(curves):
+        dataset_task, _, metric = name.rpartition("/")
+        if metric in ("AP", "AP50"):
+            dataset, _, task = dataset_task.rpartition("/")
+            label = " ".join(filter(None, [dataset, _TASKS.get(task, task), metric]))
+            iterations, values = curves[name]
+            style = "-" if metric == "AP" else "--"
+            color = "tab:blue" if task == "bbox" else "tab:orange"
+            label = f"{label}: {values[-1]:.1f}"
+            precision.plot(iterations, values, style, marker="o", color=color, label=label)
+    precision.set_ylabel("AP (%)")
+    precision.set_ylim(bottom=0)
+    precision.set_xlabel("iteration")
+    precision.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes, empty in (
+        (losses, "no losses yet"),
+        (rate, "no learning rate yet"),
+        (precision, "no evaluation yet"),
+    ):
+        axes.grid(alpha=0.3)
+        if not axes.lines:
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", color="gray")
+        elif axes is not rate:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(output, dpi=110)
+
+
+def _draw_loss(axes: Axes, name: str, curve: Curve) -> None:
+    """The raw values pale, and over them their running mean."""
+    iterations, values = curve
+    total = name == "total_loss"
+    window = max(1, len(values) // 25)
+    (line,) = axes.plot(
+        iterations,
+        _running_mean(values, window),
+        color="black" if total else None,
+        linewidth=2.2 if total else 1.3,
+        marker="o" if len(values) == 1 else None,
+        label=name.removeprefix("loss_") + (f" (mean of {window})" if total and window > 1 else ""),
+    )
+    if window > 1:
+        axes.plot(iterations, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
+
+
+def _running_mean(values: list[float], window: int) -> np.ndarray:
+    """Mean of the last ``window`` values, of those there are at the start."""
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def plot_predictions(
+    model: nn.Module,
+    dataset_name: str,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    output: str | os.PathLike[str],
+    *,
+    num_images: int = 8,
+    score_threshold: float = 0.5,
+) -> None:
+    """Draw a grid of images of a dataset: the truth, and beside it the model's prediction.
+
+    The images are spread evenly over those of the dataset that have annotations.
+
+    Args:
+        model: a detector; it is evaluated, on its device, and left in the mode it was in.
+        dataset_name: registered with detectron2, with annotations.
+        mapper: from a record of the dataset to an input of the model.
+        output: the PNG to write.
+        num_images: how many images; 0 draws nothing.
+        score_threshold: predictions with a lower score are left out.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    annotated = [record for record in records if record.get("annotations")] or records
+    count = min(num_images, len(annotated))
+    if count < 1:
+        return
+    chosen = [annotated[i * len(annotated) // count] for i in range(count)]
+    images = [read_image(record["file_name"], "RGB") for record in chosen]
+
+    columns = 2 if count > 3 else 1
+    rows = -(-count // columns)
+    ratio = float(np.median([image.shape[0] / image.shape[1] for image in images]))
+    figure = Figure(
+        figsize=(2 * columns * _CELL, rows * (_CELL * ratio + 0.3) + 0.5), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{dataset_name}: truth | prediction (scores from {score_threshold:g} on)")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    names = MetadataCatalog.get(dataset_name).get("thing_classes", [])
+    with inference_context(model), torch.no_grad():
+        for i, (record, image) in enumerate(zip(chosen, images, strict=True)):
+            left, right = grid[i // columns][2 * (i % columns) :][:2]
+            truth = _truth(record, *image.shape[:2])
+            _draw(left, image, truth, names)
+            left.set_title(f"image {record.get('image_id', i)}: {len(truth)} objects", fontsize=9)
+            objects = _predictions(model([mapper(dict(record))])[0])
+            shown = [thing for thing in objects if thing.score >= score_threshold]
+            _draw(right, image, shown, names)
+            best = max((thing.score for thing in objects), default=None)
+            note = "" if best is None else f" (best score {best:.2f})"
+            right.set_title(f"predicted: {len(shown)} of {len(objects)}{note}", fontsize=9)
+    figure.savefig(output, dpi=110)
+
+
+class _Thing(NamedTuple):
+    """One object: its box (x0, y0, x1, y1), class, mask ``(H, W)`` and score (NaN for truth)."""
+
+    box: Sequence[float]
+    category: int
+    mask: np.ndarray | None
+    score: float
+
+
+def _truth(record: dict[str, Any], height: int, width: int) -> list[_Thing]:
+    things = []
+    for annotation in record.get("annotations", []):
+        shape = annotation.get("segmentation")
+        mask = None
+        if isinstance(shape, list) and shape:
+            mask = polygons_to_bitmask(shape, height, width)
+        elif isinstance(shape, dict):
+            mask = mask_api.decode(shape).astype(bool)
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        things.append(_Thing(box, annotation["category_id"], mask, math.nan))
+    return things
+
+
+def _predictions(output: dict[str, Any]) -> list[_Thing]:
+    if "instances" not in output:
+        return []
+    instances = output["instances"].to("cpu")
+    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    return [
+        _Thing(box, category, None if masks is None else masks[i], score)
+        for i, (box, category, score) in enumerate(
+            zip(
+                instances.pred_boxes.tensor.tolist(),
+                instances.pred_classes.tolist(),
+                instances.scores.tolist(),
+                strict=True,
+            )
+        )
+    ]
+
+
+def _draw(axes: Axes, image: np.ndarray, things: Sequence[_Thing], names: Sequence[str]) -> None:
+    """An image with its objects, coloured by class (detectron2's Visualizer would need OpenCV)."""
+    canvas = image.astype(np.float32) / 255
+    for thing in things:
+        if thing.mask is not None:
+            canvas[thing.mask] = 0.55 * canvas[thing.mask] + 0.45 * np.array(_color(thing))
+    axes.imshow(canvas)
+    for thing in things:
+        x0, y0, x1, y1 = thing.box
+        axes.add_patch(
+            Rectangle(
+                (x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.4, edgecolor=_color(thing)
+            )
+        )
+        label = names[thing.category] if thing.category < len(names) else str(thing.category)
+        score = "" if math.isnan(thing.score) else f" {100 * thing.score:.0f}%"
+        axes.text(
+            x0,
+            max(y0, 0),
+            label + score,
+            fontsize=7,
+            color="white",
+            va="bottom" if y0 > 0.06 * image.shape[0] else "top",
+            clip_on=True,
+            bbox={"facecolor": "black", "alpha": 0.6, "pad": 1, "linewidth": 0},
+        )
+
+
+def _color(thing: _Thing) -> tuple[float, float, float]:
+    return to_rgb(f"C{thing.category % 10}")

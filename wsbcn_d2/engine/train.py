@@ -1,0 +1,284 @@
+"""A whole run: set-up, training or evaluation, and what is left on disk and in the log after it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+from torch import nn
+
+from ..checkpoint import WSBCNCheckpointer
+from .config import (
+    Config,
+    check_config,
+    load_config,
+    output_folder,
+    resolve_config_file,
+    resolve_device,
+)
+from .hooks import BufferAverager, EvalHook, ModelEMA
+from .job import Job, Results, build_job
+from .launch import launch, planned_world_size
+from .trainer import Trainer
+
+__all__ = ["argument_parser", "evaluate", "main", "run", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
+    """detectron2's arguments; ``--dist-url`` picks a free port where one machine is enough."""
+    parser = default_argument_parser(epilog)
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check the command line and its config, then start the processes that run `main`.
+
+    Raises:
+        ConfigError: what the user can put right, before any process is started.
+    """
+    cfg, device = _load(args)
+    check_config(cfg, args, planned_world_size(args.num_gpus, args.num_machines))
+    launch(
+        main,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        (args,),
+        device=device,
+    )
+
+
+def main(args: argparse.Namespace) -> Results:
+    """One process of a run. Returns the last evaluation's results (on rank 0)."""
+    cfg, device = _load(args)
+    _set_up(cfg, args)
+    job = build_job(cfg, device)
+    return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
+
+
+def _load(args: argparse.Namespace) -> tuple[Config, str]:
+    # Registers its datasets, which a config may then name.
+    from .. import data  # noqa: F401
+
+    cfg = load_config(resolve_config_file(args.config_file), args.opts)
+    return cfg, resolve_device(cfg, args.opts)
+
+
+def _set_up(cfg: Config, args: argparse.Namespace) -> None:
+    """Loggers, config.yaml, seeds."""
+    args = copy.copy(args)
+    args.config_file = resolve_config_file(args.config_file)
+    folder = output_folder(cfg)
+    # Before default_setup: its own messages are detectron2's.
+    for name in ("wsbcn_d2", "py.warnings"):
+        setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
+    logging.captureWarnings(True)
+    # detectron2's own, and harmless: they would look like this run's.
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    default_setup(cfg, args)
+
+
+def train(job: Job, resume: bool) -> Results:
+    """Train, evaluate, and leave everything in ``job.output_dir``. All ranks call it.
+
+    Args:
+        job: what to do.
+        resume: go on from the last checkpoint in the output folder, if there is one.
+
+    Raises:
+        FloatingPointError: a loss is not finite, as `Trainer.check_losses`.
+    """
+    if job.deterministic:
+        # Read by cuBLAS when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    model = job.build_model()
+    logger.info("Model:\n%s", model)
+    optimizer = job.build_optimizer(model)
+    scheduler = job.build_scheduler(optimizer)
+    ddp = dict(job.ddp)
+    if job.device == "cpu":
+        ddp["device_ids"] = None
+    wrapped = create_ddp_model(model, **ddp)
+    # The loader is made when it is known where the training starts.
+    trainer = Trainer(
+        wrapped,
+        [],
+        optimizer,
+        device=job.device,
+        amp_dtype=job.amp_dtype,
+        clip_grad=job.clip_grad,
+        last_checkpoint=lambda: checkpointer.get_checkpoint_file(),
+    )
+    ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
+    state = {"trainer": trainer} if ema is None else {"trainer": trainer, "ema": ema.averaged}
+    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, **state)
+    # With a period of 0, at the end only.
+    period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
+    saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
+    evaluated = model if ema is None else ema.averaged.module
+    results: Results = {}
+
+    def evaluate_now() -> Results:
+        results.clear()
+        results.update(job.evaluate(evaluated))
+        return results
+
+    main_process = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=scheduler),
+            ema,
+            BufferAverager(
+                [model] if ema is None else [model, evaluated],
+                [period, job.eval_period],
+            ),
+            saver if main_process else None,
+            EvalHook(job.eval_period, evaluate_now),
+        ]
+    )
+    start_iter = 0
+    checkpointer.resume_or_load(job.init_checkpoint, resume=resume)
+    if resume and checkpointer.has_checkpoint():
+        start_iter = trainer.iter + 1
+        saver.recent_checkpoints = checkpointer.periodic_checkpoints()
+        logger.info("Resuming at iteration %d of %d", start_iter, job.max_iter)
+        if job.seed >= 0:
+            # Otherwise every resumed part would see the first part's images again.
+            seed_all_rng(job.seed + comm.get_rank() + start_iter)
+    elif main_process:
+        if resume:
+            logger.info("No checkpoint in %s to resume from: starting anew", job.output_dir)
+        _set_aside(Path(job.output_dir) / "metrics.json")
+    trainer.data_loader = job.build_train_loader()
+    if main_process:
+        # Made here, as opening a writer creates its file.
+        writers = default_writers(job.output_dir, job.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=job.log_period)])
+    trainer.train(start_iter, job.max_iter)
+    if main_process:
+        _finish(job, evaluated, results, checkpointer.get_checkpoint_file())
+    comm.synchronize()
+    return results
+
+
+def evaluate(job: Job, resume: bool) -> Results:
+    """Evaluate ``job.init_checkpoint``, or with ``resume`` the last checkpoint. All ranks call it.
+
+    With the moving average enabled, its weights are evaluated, where the checkpoint has them.
+    """
+    model = job.build_model()
+    ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
+    state = {} if ema is None else {"ema": ema.averaged}
+    checkpointer = WSBCNCheckpointer(model, job.output_dir, **state)
+    path = job.init_checkpoint
+    if resume and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    if not path:
+        logger.warning(
+            "Evaluating untrained weights: no checkpoint was named (train.init_checkpoint=… or "
+            "MODEL.WEIGHTS …), nor is there one to --resume from in %s",
+            job.output_dir,
+        )
+    checkpointer.load(path)
+    evaluated = model
+    if ema is not None:
+        if ema.averaged.n_averaged > 0:
+            evaluated = ema.averaged.module
+        else:
+            logger.warning("%s has no moving average; evaluating its weights", path)
+    results = job.evaluate(evaluated)
+    if comm.is_main_process():
+        _finish(job, evaluated, results, path, training=False)
+    comm.synchronize()
+    return results
+
+
+def _set_aside(metrics: Path) -> None:
+    """Rename the metrics of an earlier run, so that this one does not append to them."""
+    if metrics.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
+        old = metrics.with_name(f"metrics.{stamp}.json")
+        metrics.rename(old)
+        logger.warning("Not resuming: the earlier run's metrics.json is now %s", old)
+
+
+def _finish(
+    job: Job, model: nn.Module, results: Results, checkpoint: str, training: bool = True
+) -> None:
+    """Draw the pictures, then log the AP table and where everything is."""
+    # Imported here: matplotlib takes a second, which nothing else waits for.
+    from .plots import plot_curves, plot_predictions
+
+    folder = Path(job.output_dir)
+    # A picture that fails must not fail a training that took days.
+    if training:
+        try:
+            plot_curves(folder / "metrics.json", folder / "curves.png")
+        except Exception:
+            logger.exception("curves.png was not drawn:")
+    try:
+        source = job.visualization()
+        if source is not None:
+            plot_predictions(
+                model,
+                *source,
+                folder / "predictions.png",
+                num_images=job.vis_num_images,
+                score_threshold=job.vis_score_threshold,
+            )
+    except Exception:
+        logger.exception("predictions.png was not drawn:")
+    logger.info("%s\n%s", _results_table(results), _whereabouts(folder, checkpoint))
+
+
+def _results_table(results: Results) -> str:
+    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    rows = []
+    for name, value in results.items():
+        nested = any(isinstance(metrics, dict) for metrics in value.values())
+        tasks: dict[str, Any] = value if nested else {"": value}
+        for task, metrics in tasks.items():
+            title = f"{name} {task}".strip()
+            rows.append([title, *(metrics.get(column, float("nan")) for column in columns)])
+    if not rows:
+        return "No evaluation results: the config has no evaluator."
+    table = tabulate(rows, headers=["", *columns], floatfmt=".2f", tablefmt="simple")
+    return f"Final evaluation:\n{table}"
+
+
+def _whereabouts(folder: Path, checkpoint: str) -> str:
+    events = sorted(folder.glob("events.out.tfevents.*"))
+    files = {
+        "checkpoint": Path(checkpoint) if checkpoint else None,
+        "resolved config": folder / "config.yaml",
+        "log": folder / "log.txt",
+        "metrics": folder / "metrics.json",
+        "curves": folder / "curves.png",
+        "predictions": folder / "predictions.png",
+        "detections": folder / "inference",
+    }
+    lines = [f"  {name + ':':<16} {path}" for name, path in files.items() if path and path.exists()]
+    if events:
+        lines.append(f"  {'TensorBoard:':<16} tensorboard --logdir {folder}")
+    return "\n".join(["Everything is in " + str(folder.absolute()), *lines])
