@@ -5,16 +5,20 @@ from .config import ConfigError, check_config, load_config, resolve_config_file,
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
+from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .train import argument_parser, evaluate, main, run, train
 from .trainer import Trainer
 
 __all__ = [
+    "BatchAverage",
     "BufferAverager",
     "ConfigError",
     "EvalHook",
     "Job",
     "LazyJob",
     "ModelEMA",
+    "RatioWriter",
+    "SparsityRamp",
     "Trainer",
     "YamlJob",
     "argument_parser",

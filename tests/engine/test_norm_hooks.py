@@ -1,0 +1,100 @@
+"""The radius of sparse SN, the batch average, and the record of ratios."""
+
+import types
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
+
+from wsbcn_d2.engine import BatchAverage, RatioWriter, SparsityRamp
+from wsbcn_d2.norms import SparseSwitchNorm1d, SparseSwitchNorm2d, SwitchNorm2d
+
+
+def after(hook, iteration, max_iter):
+    hook.trainer = types.SimpleNamespace(iter=iteration, max_iter=max_iter)
+    return hook
+
+
+@pytest.mark.parametrize(("end", "full_from"), [(1.0, 9), (0.5, 4), (0.01, 1)])
+def test_the_radius_grows_to_each_layers_circumradius(end, full_from):
+    model = nn.Sequential(SparseSwitchNorm2d(4), nn.BatchNorm2d(4), SparseSwitchNorm1d(4))
+    hook = SparsityRamp(model, end)
+    radii = []
+    for iteration in range(10):
+        after(hook, iteration, 10).before_step()
+        radii.append([float(model[0].radius), float(model[2].radius)])
+    radii = torch.tensor(radii)
+    assert radii[0].tolist() == [0, 0]
+    assert (radii.diff(dim=0) >= 0).all()
+    full = torch.tensor([(2 / 3) ** 0.5, 0.5**0.5])
+    assert torch.equal((radii[:, 0] == radii[-1, 0]).nonzero()[0], torch.tensor([full_from]))
+    torch.testing.assert_close(radii[-1], full)
+
+
+def test_at_the_end_of_the_ramp_every_ratio_is_fixed():
+    torch.manual_seed(0)
+    layer = SparseSwitchNorm2d(4)
+    nn.init.normal_(layer.mean_weight)
+    nn.init.normal_(layer.var_weight)
+    hook = SparsityRamp(layer)
+    for iteration in range(4):
+        after(hook, iteration, 4).before_step()
+        layer(torch.randn(2, 4, 3, 3))
+    assert layer.mean_fixed >= 0 and layer.var_fixed >= 0
+
+
+@pytest.mark.parametrize("end", [0, 1.5])
+def test_an_end_outside_the_training_is_refused(end):
+    with pytest.raises(ValueError, match="end"):
+        SparsityRamp(nn.Identity(), end)
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = SwitchNorm2d(3)
+
+    def forward(self, batch):
+        get_event_storage().put_scalar("loss", 100.0)
+        return self.norm(batch)
+
+
+def test_the_batch_average_comes_after_the_last_step_and_logs_no_loss():
+    torch.manual_seed(0)
+    model = WithLoss()
+    batches = [torch.randn(2, 3, 4, 4) for _ in range(5)]
+    hook = BatchAverage(model, 3, lambda: batches)
+    with EventStorage() as storage:
+        after(hook, 8, 10).after_step()
+        assert torch.equal(model.norm.running_mean, torch.zeros(3))
+        after(hook, 9, 10).after_step()
+    expected = torch.stack([batch.mean((0, 2, 3)) for batch in batches[:3]]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, expected)
+    assert "loss" not in storage.latest()
+
+
+def test_ratios_are_written_as_means_over_layers():
+    model = nn.Sequential(
+        SwitchNorm2d(4), SwitchNorm2d(4, statistics=("in", "ln")), SwitchNorm2d(4, num_groups=2)
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    hook = RatioWriter(model, period=5)
+    with EventStorage() as storage:
+        after(hook, 3, 10).after_step()
+        assert not storage.latest()
+        after(hook, 4, 10).after_step()
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert set(latest) == {f"ratio/{k}_{s}" for k in ("mean", "var") for s in ("in", "ln", "bn")}
+    ratio = [torch.softmax(layer.var_weight.detach(), -1) for layer in model]
+    expected = (ratio[0][1] + ratio[1][1] + ratio[2][:, 1].mean()) / 3
+    assert latest["ratio/var_ln"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_model_without_such_layers_is_left_alone():
+    model = nn.BatchNorm2d(2)
+    with EventStorage() as storage:
+        after(SparsityRamp(model), 1, 2).before_step()
+        after(RatioWriter(model), 1, 2).after_step()
+    assert not storage.latest()

@@ -1,0 +1,135 @@
+"""What switchable norms need from the training loop: a radius that grows, averages, a record."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
+
+from ..norms import (
+    SparseSwitchNorm1d,
+    SparseSwitchNorm2d,
+    SparseSwitchNorm3d,
+    SwitchNorm1d,
+    SwitchNorm2d,
+    SwitchNorm3d,
+    SyncSwitchNorm1d,
+    SyncSwitchNorm2d,
+    SyncSwitchNorm3d,
+    update_batch_average,
+)
+
+__all__ = ["BatchAverage", "RatioWriter", "SparsityRamp"]
+
+logger = logging.getLogger(__name__)
+
+_SPARSE = (SparseSwitchNorm1d, SparseSwitchNorm2d, SparseSwitchNorm3d)
+_SWITCHABLE = (
+    SwitchNorm1d,
+    SwitchNorm2d,
+    SwitchNorm3d,
+    SyncSwitchNorm1d,
+    SyncSwitchNorm2d,
+    SyncSwitchNorm3d,
+    *_SPARSE,
+)
+
+
+class SparsityRamp(HookBase):
+    """The radius of all sparse SN layers, from 0 at the start to the circumradius, linearly.
+
+    Without it SSN stays sparsemax's SN. Does nothing to a model without such layers.
+
+    Reference: arXiv:1903.03793, Sec. 3.2.
+
+    Args:
+        model: whose layers.
+        end: share of the training after which all ratios are one-hot, in (0, 1]. The rest of the
+            training then adapts the weights to them.
+
+    Raises:
+        ValueError: ``end`` outside (0, 1].
+    """
+
+    def __init__(self, model: nn.Module, end: float = 1.0) -> None:
+        if not 0 < end <= 1:
+            raise ValueError(f"end ({end}) must be in (0, 1]")
+        self._layers = [module for module in model.modules() if isinstance(module, _SPARSE)]
+        self._end = end
+
+    def before_step(self) -> None:
+        # From the iteration alone, so that a resumed run has the same radius. The last step of
+        # the ramp has the full radius, also when that is the last step of all.
+        steps = max(1, round(self._end * self.trainer.max_iter) - 1)
+        share = min(1.0, self.trainer.iter / steps)
+        for layer in self._layers:
+            count = len(layer.statistics)
+            layer.set_radius(share * ((count - 1) / count) ** 0.5)
+
+
+class BatchAverage(HookBase):
+    """`update_batch_average` after the last step, before its evaluation and checkpoint.
+
+    Registered before both, on all ranks.
+
+    Args:
+        model: not wrapped in DistributedDataParallel.
+        num_iters: K, batches a rank.
+        build_loader: makes the loader of those batches when they are wanted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_iters: int,
+        build_loader: Callable[[], Iterable[list[dict[str, Any]]]],
+    ) -> None:
+        self._model = model
+        self._num_iters = num_iters
+        self._build_loader = build_loader
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            return
+        logger.info("Averaging batch statistics over %d batches a process", self._num_iters)
+        # A storage of its own: the losses that the model computes on the way are not the run's.
+        with EventStorage(self.trainer.iter):
+            update_batch_average(self._model, self._build_loader(), self._num_iters)
+
+
+class RatioWriter(HookBase):
+    """Writes how much the SN layers use each statistic: ``ratio/mean_in``, ``ratio/var_bn``, ….
+
+    The values are means over layers (and groups), written every ``period`` iterations.
+    Does nothing to a model without SN layers.
+
+    Args:
+        model: whose layers.
+        period: iterations.
+    """
+
+    def __init__(self, model: nn.Module, period: int = 20) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, _SWITCHABLE)]
+        self._period = period
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if not self._layers or (done % self._period and done != self.trainer.max_iter):
+            return
+        found: dict[str, list[torch.Tensor]] = {}
+        for layer in self._layers:
+            for kind, ratio in zip(("mean", "var"), layer.ratios(), strict=True):
+                shares = ratio.reshape(-1, ratio.shape[-1]).mean(0)
+                for name, share in zip(layer.statistics, shares, strict=True):
+                    found.setdefault(f"ratio/{kind}_{name}", []).append(share)
+        names = list(found)
+        means = torch.stack([torch.stack(found[name]).mean() for name in names]).tolist()
+        get_event_storage().put_scalars(
+            smoothing_hint=False, **dict(zip(names, means, strict=True))
+        )
