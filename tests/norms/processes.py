@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 # A rank that waits for another that never comes fails the test soon.
 TIMEOUT = timedelta(seconds=60)
 # Imported once, by the process that the ranks are forked from: torch takes seconds to import.
-PRELOAD = ["torch", "torch.distributed", "torch.testing", "pytest", "wsbcn_d2.norms"]
+PRELOAD = ["torch", "torch.testing", "pytest", "wsbcn_d2.norms", "wsbcn_d2.engine"]
 
 
 def run_on_ranks(
