@@ -32,7 +32,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from .config import Config, ConfigError, dataset_names, is_lazy, output_folder
+from .config import Config, ConfigError, dataset_names, is_lazy, output_folder, sync_group_size
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
 
@@ -59,6 +59,7 @@ class Job:
         clip_grad: arguments of ``clip_grad_norm_``, or None.
         ema_decay: decay of the weights' moving average, or None.
         ddp: arguments of ``create_ddp_model``.
+        sync_group_size: processes that pool norm statistics; 0 for all, ``"node"`` for a machine's.
         seed: negative for a new one each run.
         deterministic: whether torch's deterministic algorithms are asked for.
         vis_num_images, vis_score_threshold: of ``predictions.png``.
@@ -76,6 +77,7 @@ class Job:
     clip_grad: dict[str, float] | None = None
     ema_decay: float | None = None
     ddp: dict[str, Any]
+    sync_group_size: int | str = 0
     seed: int
     deterministic: bool = False
     vis_num_images: int = 8
@@ -150,6 +152,7 @@ class LazyJob(Job):
         if train.ema.enabled:
             self.ema_decay = train.ema.decay
         self.ddp = dict(train.ddp)
+        self.sync_group_size = sync_group_size(cfg)
         self.seed = train.seed
         self.deterministic = train.deterministic
         self.vis_num_images = train.vis.num_images
@@ -229,6 +232,7 @@ class YamlJob(Job):
         if cfg.SOLVER.EMA.ENABLED:
             self.ema_decay = cfg.SOLVER.EMA.DECAY
         self.ddp = {"broadcast_buffers": False}
+        self.sync_group_size = sync_group_size(cfg)
         self.seed = cfg.SEED
         for key, enabled in (
             ("TEST.AUG", cfg.TEST.AUG.ENABLED),

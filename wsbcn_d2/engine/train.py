@@ -21,6 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..checkpoint import WSBCNCheckpointer
+from ..norms import prepare_sync_norms
 from .config import (
     Config,
     check_config,
@@ -113,6 +114,7 @@ def train(job: Job, resume: bool) -> Results:
         torch.backends.cudnn.benchmark = False
     model = job.build_model()
     logger.info("Model:\n%s", model)
+    _synchronize_norms(job, model)
     optimizer = job.build_optimizer(model)
     scheduler = job.build_scheduler(optimizer)
     ddp = dict(job.ddp)
@@ -180,6 +182,21 @@ def train(job: Job, resume: bool) -> Results:
         _finish(job, evaluated, results, checkpointer.get_checkpoint_file())
     comm.synchronize()
     return results
+
+
+def _synchronize_norms(job: Job, model: nn.Module) -> None:
+    node = job.sync_group_size == "node"
+    size = comm.get_local_size() if node else int(job.sync_group_size)
+    # With that argument, DistributedDataParallel lets ranks skip modules; then so may the norms.
+    may_skip = bool(job.ddp.get("find_unused_parameters", False))
+    pooling = prepare_sync_norms(model, size, may_skip=may_skip)
+    if pooling:
+        logger.info(
+            "%d norm layers pool their statistics over %d processes each%s",
+            pooling,
+            size or comm.get_world_size(),
+            "; ranks may skip some" if may_skip else "",
+        )
 
 
 def evaluate(job: Job, resume: bool) -> Results:

@@ -26,7 +26,7 @@ from torch.utils import _pytree
 from .affine import recomputing
 from .ranks import PoolsOverRanks, Ranks, group_timeout, rank_groups
 
-__all__ = ["SkippableTurns", "Turns", "prepare_sync_norms"]
+__all__ = ["SkippableTurns", "Turns", "check_group_size", "prepare_sync_norms"]
 
 _END = "the end of the forward pass"
 _prepared = itertools.count()
@@ -61,7 +61,7 @@ def prepare_sync_norms(
         ValueError: ``group_size`` does not divide the number of processes.
     """
     world_size = Ranks().size()
-    _check_group_size(group_size, world_size)
+    check_group_size(group_size, world_size)
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", 0), Turns)]:
             del hooks[key]
@@ -92,7 +92,8 @@ def prepare_sync_norms(
     return sum(len(group) for group in by_members.values())
 
 
-def _check_group_size(group_size: int, world_size: int) -> None:
+def check_group_size(group_size: int, world_size: int) -> None:
+    """Raise the ValueError that `prepare_sync_norms` documents, before there are any processes."""
     if group_size >= 0 and (group_size == 0 or world_size % group_size == 0):
         return
     divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]

@@ -143,8 +143,9 @@ class WSConvMixin:
 
     A weight counts as changed when any optimizer has stepped, when torch's version counter moved
     (``load_state_dict``, ``init`` functions, any in-place operator), when it is another tensor
-    (``.to()``, a swap, gathered by ``fully_shard``), and on ``train()`` and ``eval()``. A write through ``weight.data`` or by a
-    collective (``dist.broadcast``) is invisible to torch: call ``train()`` or ``eval()`` after one.
+    (``.to()``, a swap) or put in place again (``fully_shard`` gathers it for each forward), and on
+    ``train()`` and ``eval()``. A write through ``weight.data`` or by a collective
+    (``dist.broadcast``) is invisible to torch: call ``train()`` or ``eval()`` after one.
     """
 
     weight: Tensor
