@@ -34,6 +34,9 @@ train = dict(
         find_unused_parameters=False,
         fp16_compression=False,
     ),
+    # Processes that pool the statistics of a synchronized norm (SyncSN, SyncBCN; BCN's estimates):
+    # 0 for all, "node" for those of a machine, or a number that divides theirs.
+    sync_group_size=0,
     # Gradients of a larger total norm are scaled down to max_norm.
     clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0),
     # Exponential moving average of weights and buffers: evaluated and saved when enabled.

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..checkpoint import WSBCNCheckpointer
 from ..data.train_loader import TrainLoader, WorkerError
+from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
 from .config import (
@@ -138,6 +139,7 @@ def train(job: Job, resume: bool) -> Results:
     if job.correct_momentum and plan.steps > 1:
         changed = correct_momentum(model, plan.steps)
         logger.info("Corrected the momentum of %d layers for accumulation", changed)
+    _synchronize_norms(job, model)
     optimizer = job.build_optimizer(model)
     if job.scale_lr is not None and plan.total:
         scale_learning_rate(optimizer, plan.total, job.scale_lr)
@@ -259,6 +261,21 @@ def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeEr
         "fewer workers, or a smaller prefetch_factor (dataloader.train.…), or give the job more "
         "memory. --resume goes on from the last checkpoint."
     )
+
+
+def _synchronize_norms(job: Job, model: nn.Module) -> None:
+    node = job.sync_group_size == "node"
+    size = comm.get_local_size() if node else int(job.sync_group_size)
+    # With that argument, DistributedDataParallel lets ranks skip modules; then so may the norms.
+    may_skip = bool(job.ddp.get("find_unused_parameters", False))
+    pooling = prepare_sync_norms(model, size, may_skip=may_skip)
+    if pooling:
+        logger.info(
+            "%d norm layers pool their statistics over %d processes each%s",
+            pooling,
+            size or comm.get_world_size(),
+            "; ranks may skip some" if may_skip else "",
+        )
 
 
 def evaluate(job: Job, resume: bool) -> Results:
