@@ -3,6 +3,7 @@
 import types
 
 import pytest
+from detectron2 import model_zoo
 from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
@@ -43,6 +44,15 @@ def test_everything_optional_is_off_by_default(cfg):
     assert (job.amp_dtype, job.clip_grad, job.ema_decay) == (None, None, None)
     assert job.ddp["broadcast_buffers"] is False
     assert not job.deterministic
+
+
+def test_the_images_of_a_process_are_its_share_of_the_step(cfg, monkeypatch):
+    yaml = load_config(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    assert build_job(cfg, "cpu").images_per_process() == 2
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 8)
+    assert build_job(yaml, "cpu").images_per_process() == 2  # 16 over 8 processes
+    del cfg.dataloader.train["total_batch_size"]
+    assert build_job(cfg, "cpu").images_per_process() is None
 
 
 def test_the_model_stays_out_of_the_config(cfg):

@@ -81,6 +81,10 @@ class Job:
     vis_num_images: int = 8
     vis_score_threshold: float = 0.5
 
+    def images_per_process(self) -> int | None:
+        """Images that a process trains on at a time; None where the config does not say."""
+        raise NotImplementedError
+
     def build_model(self) -> nn.Module:
         """The model, on its device."""
         raise NotImplementedError
@@ -154,6 +158,10 @@ class LazyJob(Job):
         self.deterministic = train.deterministic
         self.vis_num_images = train.vis.num_images
         self.vis_score_threshold = train.vis.score_threshold
+
+    def images_per_process(self) -> int | None:
+        total = OmegaConf.select(self.cfg, "dataloader.train.total_batch_size")
+        return None if total is None else total // comm.get_world_size()
 
     def _build(self, key: str) -> Any:
         node = OmegaConf.select(self.cfg, key)
@@ -236,6 +244,9 @@ class YamlJob(Job):
         ):
             if enabled:
                 logger.warning("%s.ENABLED is set, but train_net.py does not do that", key)
+
+    def images_per_process(self) -> int | None:
+        return self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
 
     def build_model(self) -> nn.Module:
         from ..modeling.config import ws_options

@@ -131,7 +131,8 @@ def train(job: Job, resume: bool) -> Results:
     )
     ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
     state = {"trainer": trainer} if ema is None else {"trainer": trainer, "ema": ema.averaged}
-    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, **state)
+    images = job.images_per_process()
+    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, images_per_process=images, **state)
     # With a period of 0, at the end only.
     period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
     saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
