@@ -157,6 +157,13 @@ def convert_state(
     kinds = {name: norm_kind(name, fields) for name, fields in norms.items()}
     if any(key.endswith("estbn_moving_speed") for key in state):
         kinds = {name: kind.replace("BatchBCN", "BCN") for name, kind in kinds.items()}
+    wrong = sorted(set(kinds.values()) - set(SOURCES[source].norms))
+    if wrong:
+        raise ValueError(
+            f"norms are {', '.join(wrong)}, but weights from {SOURCES[source].title} (source "
+            f"{source!r}) have {' or '.join(SOURCES[source].norms)}; leave the source out to have "
+            "it recognized"
+        )
     for name, fields in norms.items():
         converted = convert_fields(name, kinds[name], fields)
         tensors |= {f"{name}.{key}": tensor for key, tensor in converted.items()}

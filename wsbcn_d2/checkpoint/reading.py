@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
         raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged or incomplete: {error}") from error
 
 

@@ -31,6 +31,7 @@ class Source:
 
     Attributes:
         title: for people.
+        norms: kinds that its networks have, as `describe_norms` names them.
         ws: whether the convolutions are standardized; None where only the single file knows.
         ws_eps_mode: as in `wsbcn_d2.norms.standardize_weight`.
         unbiased: whether SN's variances are (see `SwitchNorm2d`).
@@ -39,6 +40,7 @@ class Source:
     """
 
     title: str
+    norms: tuple[str, ...]
     ws: bool | None = False
     ws_eps_mode: str = "outside"
     unbiased: bool = False
@@ -46,14 +48,14 @@ class Source:
 
 
 SOURCES = {
-    "torchvision": Source("torchvision (or timm) with BN"),
-    "timm": Source("timm"),
-    "mmdet": Source("mmdetection", ws=None),
-    "ws": Source("the WS release (pytorch-classification)", ws=True),
-    "bcn": Source("the BCN release", ws=True, ws_eps_mode="inside"),
-    "sn": Source("Switchable-Normalization", unbiased=True),
-    "ssn": Source("Sparse_SwitchNorm", unbiased=True, stem_pool="ceil"),
-    "sn_detection": Source("SwitchNorm_Detection", unbiased=True),
+    "torchvision": Source("torchvision (or timm) with BN", ("BN",)),
+    "timm": Source("timm", ("BN", "GN")),
+    "mmdet": Source("mmdetection", ("BN", "GN"), ws=None),
+    "ws": Source("the WS release (pytorch-classification)", ("GN",), ws=True),
+    "bcn": Source("the BCN release", ("BatchBCN", "BCN"), ws=True, ws_eps_mode="inside"),
+    "sn": Source("Switchable-Normalization", ("SN", "SN_IN_LN"), unbiased=True),
+    "ssn": Source("Sparse_SwitchNorm", ("SSN",), unbiased=True, stem_pool="ceil"),
+    "sn_detection": Source("SwitchNorm_Detection", ("SN", "SN_IN_LN", "GN"), unbiased=True),
 }
 
 _NORM = r"(?:bn|gn|sn|norm)"
