@@ -1,5 +1,6 @@
 """Checkpoints: saving and loading them, published ones too, and how their weights were trained."""
 
+from .catalog import CATALOG, register_catalog
 from .checkpointer import WSBCNCheckpointer
 from .convert import Conversion, convert_state, convert_weights
 from .norm_kinds import compare_norms, describe_norms, infer_norms
@@ -8,6 +9,7 @@ from .pretraining_check import compare_pretraining
 from .sources import SOURCES
 
 __all__ = [
+    "CATALOG",
     "SOURCES",
     "Conversion",
     "Pretraining",
@@ -18,4 +20,7 @@ __all__ = [
     "convert_weights",
     "describe_norms",
     "infer_norms",
+    "register_catalog",
 ]
+
+register_catalog()

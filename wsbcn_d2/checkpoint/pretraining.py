@@ -60,13 +60,14 @@ class Pretraining:
         kind = "bottleneck" if self.bottleneck else "basic"
         width = f", {self.groups}x{self.width_per_group}d" if self.groups > 1 else ""
         norm = f"{self.norm} (unbiased variances)" if self.unbiased else self.norm
+        batch = "no batch statistics" if self.norm in ("GN", "SN_IN_LN") else "not known"
         return "\n".join(
             [
                 f"source:       {SOURCES[self.source].title}",
                 f"blocks:       {list(self.blocks)} ({kind}{width})",
                 f"norm:         {norm}",
                 f"standardized: {f'yes, eps {self.ws_eps_mode} the root' if self.ws else 'no'}",
-                f"minibatch:    {self.minibatch or 'not known'}",
+                f"minibatch:    {self.minibatch or batch}",
                 f"stride in:    {'1x1' if self.stride_in_1x1 else '3x3'}",
                 f"stem pooling: {self.stem_pool}",
                 f"input:        {self.input_format}, mean {list(self.pixel_mean)}, "
