@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from .norm_kinds import compare_norms, describe_norms
+from .pretraining_check import check_pretraining
 
 __all__ = ["WSBCNCheckpointer"]
 
@@ -21,7 +22,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` for models whose norms and weight standardization matter.
 
     * It saves what `describe_norms` says of the model, under ``"norms"``. On loading, a difference
-      to the model is a loud warning that names both sides.
+      to the model is a loud warning that names both sides. So is a difference to the pretraining
+      that `convert_weights` recorded.
     * Files appear whole or not at all, and weights that are not finite are not saved: what
       ``last_checkpoint`` names can be resumed from.
 
@@ -29,9 +31,23 @@ class WSBCNCheckpointer(DetectionCheckpointer):
     detectron2.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        images_per_process: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As detectron2's.
+
+        Args:
+            images_per_process: images that a process sees at a time in the training to come, to be
+                compared with the pretraining's; None: not compared.
+        """
         super().__init__(model, save_dir, **kwargs)
         self._path = ""
+        self._images_per_process = images_per_process
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``<name>.pth``.
@@ -98,6 +114,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         recorded = checkpoint.pop("norms", None)
+        pretraining = checkpoint.pop("pretraining", None)
+        check_pretraining(self._path, pretraining, recorded, self.model, self._images_per_process)
         lines = compare_norms(checkpoint["model"], recorded, self.model)
         if lines:
             logger.warning(

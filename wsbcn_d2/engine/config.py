@@ -183,6 +183,8 @@ def _add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.IMAGES_PER_GPU = 0
     cfg.SOLVER.SCALE_LR = CfgNode({"ENABLED": False, "REFERENCE_BATCH_SIZE": 16})
     cfg.SOLVER.CORRECT_MOMENTUM = False
+    cfg.SOLVER.SSN_FULL_AT = 1.0
+    cfg.SOLVER.BATCH_AVERAGE_ITERS = 0
     cfg.SOLVER.EXACT_RESUME = True
     cfg.SOLVER.STOP_SIGNALS = ("SIGUSR2",)
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})

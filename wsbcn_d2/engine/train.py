@@ -38,6 +38,7 @@ from .config import (
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import launch, planned_world_size, under_torchrun
+from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .preemption import EXIT_STOPPED, StopOnSignal, TrainingStopped, forward_signals
 from .resume import Progress, RankStates
 from .trainer import Trainer
@@ -159,7 +160,8 @@ def train(job: Job, resume: bool) -> Results:
     ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
     # The average first: the ranks' own buffers, loaded with the trainer, are its too.
     state = {"trainer": trainer} if ema is None else {"ema": ema.averaged, "trainer": trainer}
-    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, **state)
+    images = plan.images_per_gpu or None
+    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, images_per_process=images, **state)
     # With a period of 0, at the end only.
     period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
     saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
@@ -184,6 +186,13 @@ def train(job: Job, resume: bool) -> Results:
             comm.synchronize()
         return checkpointer.get_checkpoint_file()
 
+    batch_average = None
+    if job.batch_average_iters > 0:
+        batch_average = BatchAverage(
+            model,
+            job.batch_average_iters,
+            lambda: job.build_train_loader(progress.seed, progress.position),
+        )
     main_process = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -191,6 +200,9 @@ def train(job: Job, resume: bool) -> Results:
             hooks.LRScheduler(scheduler=scheduler),
             ema,
             progress,
+            SparsityRamp(model, job.ssn_full_at),
+            RatioWriter(model, job.log_period),
+            batch_average,
             BufferAverager(models, [period, job.eval_period]),
             rank_states,
             saver if main_process else None,
