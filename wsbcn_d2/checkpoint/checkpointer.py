@@ -81,7 +81,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
                 f"{disk_error(path, cause)}\n"
                 f"  The last checkpoint is {last or 'none'}"
                 + ("; --resume goes on from it." if last else "."),
-            ) from error
+            ) from None  # torch's own errors on top of the disk's say nothing more
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
