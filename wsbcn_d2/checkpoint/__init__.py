@@ -1,7 +1,7 @@
 """Checkpoints: saving and loading them, published ones too, and how their weights were trained."""
 
 from .catalog import CATALOG, register_catalog
-from .checkpointer import WSBCNCheckpointer
+from .checkpointer import CheckpointError, WSBCNCheckpointer
 from .convert import Conversion, convert_state, convert_weights
 from .norm_kinds import compare_norms, describe_norms, infer_norms
 from .pretraining import Pretraining
@@ -11,6 +11,7 @@ from .sources import SOURCES
 __all__ = [
     "CATALOG",
     "SOURCES",
+    "CheckpointError",
     "Conversion",
     "Pretraining",
     "WSBCNCheckpointer",

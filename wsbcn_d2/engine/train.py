@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -35,6 +35,7 @@ from .config import (
     resolve_device,
     stop_signals,
 )
+from .full_disk import explaining_full_disk, keep_logging, patient_writers
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import launch, planned_world_size, under_torchrun
@@ -87,9 +88,10 @@ def run(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> Results:
     """One process of a run. Returns the last evaluation's results (on rank 0)."""
     cfg, device = _load(args)
-    _set_up(cfg, args)
-    job = build_job(cfg, device)
-    return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
+    with explaining_full_disk(output_folder(cfg)):
+        _set_up(cfg, args)
+        job = build_job(cfg, device)
+        return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
 
 
 def _load(args: argparse.Namespace) -> tuple[Config, str]:
@@ -113,6 +115,7 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     default_setup(cfg, args)
+    keep_logging(folder)
 
 
 def train(job: Job, resume: bool) -> Results:
@@ -237,7 +240,7 @@ def train(job: Job, resume: bool) -> Results:
             trainer.register_hooks([SkippedImages(lambda: loader.skipped, job.log_period)])
     if main_process:
         # Made here, as opening a writer creates its file.
-        writers = default_writers(job.output_dir, job.max_iter)
+        writers = patient_writers(job.output_dir, job.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=job.log_period)])
     try:
         trainer.train(start_iter, job.max_iter)
@@ -300,8 +303,8 @@ def evaluate(job: Job, resume: bool) -> Results:
     state = {} if ema is None else {"ema": ema.averaged}
     checkpointer = WSBCNCheckpointer(model, job.output_dir, **state)
     path = job.init_checkpoint
-    if resume and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
+    if resume:
+        path = checkpointer.find_loadable() or path
     if not path:
         logger.warning(
             "Evaluating untrained weights: no checkpoint was named (train.init_checkpoint=… or "
