@@ -1,0 +1,7 @@
+"""Faster R-CNN R-101-FPN, SyncSN, 1x."""
+
+from .faster_rcnn_r50_fpn_syncsn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "weights/resnet101_sn.pth"
+train.output_dir = "./output/finetune/faster_rcnn_r101_fpn_syncsn_1x"
