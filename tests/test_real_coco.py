@@ -40,6 +40,7 @@ def test_finetune_recipe_trains_and_evaluates_from_random_weights(tmp_path):
         "configs/finetune/mask_rcnn_r50_fpn_ws_gn_2x.py",
         tmp_path,
         "train.device=cpu",
+        "train.init_checkpoint=",
         "train.max_iter=20",
         "train.log_period=5",
         f"train.output_dir={tmp_path}",

@@ -1,6 +1,7 @@
 """Mask R-CNN R-50-FPN, SN without its batch statistic, 2x.
 
 For one image a process; the SN paper's (8, 1).
+Published: 41.0 box AP, 36.1 mask AP (SwitchNorm_Detection).
 """
 
 from wsbcn_d2.modeling import use_norm
