@@ -170,6 +170,30 @@ def test_finetuning_starts_from_weights_and_scratch_does_not(name):
     assert bool(config(name).train.init_checkpoint) == name.startswith("finetune/")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("finetune/")])
+def test_weights_by_name_are_in_the_catalog(name):
+    catalog = pytest.importorskip("wsbcn_d2.checkpoint.catalog").CATALOG
+    weights = config(name).train.init_checkpoint
+    assert "://" not in weights or weights.removeprefix("wsbcn://") in catalog
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loader_has_an_evaluator(name):
+    dataloader = config(name).dataloader
+    assert OmegaConf.is_dict(dataloader.test) and OmegaConf.is_dict(dataloader.evaluator)
+
+
+def test_panoptic_recipes_evaluate_boxes_masks_stuff_and_both():
+    cfg = config("finetune/panoptic_fpn_r50_ws_gn_1x")
+    evaluators = cfg.dataloader.evaluator.evaluators
+    assert [evaluator._target_.__name__ for evaluator in evaluators] == [
+        *("COCOEvaluator", "SemSegEvaluator", "COCOPanopticEvaluator")
+    ]
+    for evaluator in evaluators:
+        assert evaluator.dataset_name == "coco_2017_val_panoptic_separated"
+        assert evaluator.output_dir == f"{cfg.train.output_dir}/inference"
+
+
 def test_saved_config_describes_the_same_model(tmp_path):
     for name in ("finetune/faster_rcnn_x50_32x4d_fpn_ws_gn_1x", "finetune/fcos_r50_fpn_syncsn_1x"):
         file = str(tmp_path / "config.yaml")

@@ -60,10 +60,8 @@ nearest ones suggested.
 - **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
   of this project. **Ours** is what was run with this code; "not run" where it was not.
 
-Weights to start from: a finetuning recipe names them in `train.init_checkpoint`. `wsbcn://` names
-and URLs are downloaded; a file in `weights/` is one that you convert with
-`tools/convert_weights.py`, because its authors publish it where programs cannot fetch it. Without
-it the run stops before it starts; `train.init_checkpoint=` trains from random weights. A model
+Weights to start from: a finetuning recipe names them in `train.init_checkpoint`, and stops before
+it starts where they are not to be had; `train.init_checkpoint=` trains from random weights. A model
 with WS needs weights trained with WS: others load, and are other features.
 """
 
@@ -192,7 +190,7 @@ def summarize(name: str, cfg: DictConfig, model: nn.Module) -> dict[str, str]:
 
 
 def _weights(path: str) -> str:
-    return f"`{path.replace('detectron2://ImageNetPretrained/', '')}`" if path else "random weights"
+    return f"`{path}`" if path else "random weights"
 
 
 def complete(name: str, row: dict[str, str]) -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""Faster R-CNN R-50-FPN, BCN+WS, mmdetection's 1x.
-
-Starts from a ResNet-50 with BCN and WS: convert one with tools/convert_weights.py.
-"""
+"""Faster R-CNN R-50-FPN, BCN+WS, mmdetection's 1x."""
 
 from wsbcn_d2.modeling import use_norm
 
@@ -12,5 +9,5 @@ from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
 use_norm(model, "BCN", standardize=True)
 model.ws_eps_mode = "inside"  # as the release of BCN standardizes
 train.max_iter = max_iter_12e
-train.init_checkpoint = "weights/resnet50_bcn_ws.pth"
+train.init_checkpoint = "wsbcn://resnet50_bcn_ws"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_ws_bcn_1x"

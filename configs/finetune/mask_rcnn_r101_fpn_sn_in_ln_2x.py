@@ -1,4 +1,7 @@
-"""Mask R-CNN R-101-FPN, SN without its batch statistic, 2x."""
+"""Mask R-CNN R-101-FPN, SN without its batch statistic, 2x.
+
+No such weights are published: put your own ResNet-101 there.
+"""
 
 from .mask_rcnn_r50_fpn_sn_in_ln_2x import dataloader, lr_multiplier, model, optimizer, train
 
