@@ -84,12 +84,13 @@ def normalize(x: Tensor, rule: Rule, *parameters: Tensor, center: Tensor | None 
 def _forward(
     x: Tensor, center: Tensor | None, rule: Rule, parameters: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    var: Tensor | None = None
     if center is None:
-        mean, var, scratch = moments(x)
+        mean, var = moments(x)
     else:
-        mean, var, scratch = center.to(accumulation_dtype(x)), None, None
+        mean = center.to(accumulation_dtype(x))
     scale, offset = rule(mean, var, *parameters)
-    y = transform(x, mean, var, scale.detach(), offset.detach(), scratch)
+    y = transform(x, mean, scale.detach(), offset.detach())
     return y, mean, scale, offset
 
 
