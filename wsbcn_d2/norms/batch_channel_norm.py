@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import normalize
+from .closed_forms import BatchChannelForm
 from .statistics import (
     frozen,
     group_world_size,
@@ -100,7 +101,17 @@ class _BatchChannelNorm(nn.GroupNorm):
             self.bias,
             self.bn.weight,
             self.bn.bias,
+            form=self._form(positions),
         )
+
+    def _form(self, positions: int) -> BatchChannelForm | None:
+        """`_rule` with its gradient written out; None for what only the rule can do."""
+        training = self.training and not frozen(self, self.bn)
+        pools_batch = training and self.statistics != "estimate"
+        if pools_batch and self.statistics == "sync" and group_world_size(self.process_group) > 1:
+            return None  # the gradient of the pooling is a collective
+        pool = partial(self._inner_statistics, positions)
+        return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool, pools_batch)
 
     def _rule(
         self,
