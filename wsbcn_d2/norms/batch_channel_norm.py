@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import normalize
-from .closed_forms import BatchChannelForm
+from .closed_forms import BatchChannelForm, Pool
 from .statistics import (
     frozen,
     group_world_size,
@@ -106,12 +106,14 @@ class _BatchChannelNorm(nn.GroupNorm):
 
     def _form(self, positions: int) -> BatchChannelForm | None:
         """`_rule` with its gradient written out; None for what only the rule can do."""
-        training = self.training and not frozen(self, self.bn)
-        pools_batch = training and self.statistics != "estimate"
-        if pools_batch and self.statistics == "sync" and group_world_size(self.process_group) > 1:
-            return None  # the gradient of the pooling is a collective
-        pool = partial(self._inner_statistics, positions)
-        return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool, pools_batch)
+        kind = "running"
+        if self.training and not frozen(self, self.bn):
+            kind = "estimate" if self.statistics == "estimate" else "unbiased"
+            if self.statistics == "sync" and group_world_size(self.process_group) > 1:
+                return None  # the gradient of the pooling is a collective
+            self.bn.momentum = self.momentum
+        pool = Pool(kind, self.bn, positions, partial(self._inner_statistics, positions))
+        return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool)
 
     def _rule(
         self,

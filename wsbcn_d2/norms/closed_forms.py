@@ -12,15 +12,48 @@ variance, dy_sum's share through ``- scale * mean`` included.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["BatchChannelForm", "Form", "Gradients", "SwitchForm"]
+from .passes import kernels_for
 
-# Mean and variance over the batch, (C,) each, from row statistics; may move running statistics.
-Pool = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+__all__ = ["BatchChannelForm", "Form", "Gradients", "Pool", "SwitchForm"]
+
+
+class Pool(NamedTuple):
+    """A layer's statistics over the batch, ``(C,)`` each, from those of rows.
+
+    Attributes:
+        kind: "running": the running ones. "batch": the batch's, "unbiased": the same, but the
+            running variance is unbiased; both move the running ones. "estimate": the running ones,
+            moved first.
+        module: has ``running_mean``, ``running_var``, ``num_batches_tracked``, ``momentum``.
+        positions: L.
+        compute: does it: ``(mean, var)`` of rows to those of channels.
+    """
+
+    kind: str
+    module: nn.Module
+    positions: int
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Statistics that no later forward changes."""
+        pooled = self.compute(mean, var)
+        return pooled if self.depends_on_batch else (pooled[0].clone(), pooled[1].clone())
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether a gradient flows through them."""
+        return self.kind in ("batch", "unbiased")
+
+    def unbias(self, samples: int) -> float:
+        """The running variance's factor."""
+        count = samples * self.positions
+        return count / max(count - 1, 1) if self.kind == "unbiased" else 1.0
 
 
 class Gradients(NamedTuple):
@@ -60,25 +93,25 @@ class SwitchForm(NamedTuple):
         used: those that are not known to have ratio 0.
         eps: added to the mixed variance.
         pool: BN's statistics.
-        pools_batch: whether ``pool`` averages over the rows of this batch (else it is constant).
     """
 
     statistics: tuple[str, ...]
     used: tuple[str, ...]
     eps: float
     pool: Pool
-    pools_batch: bool
 
     def forward(
         self, mean: Tensor, var: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        if kernels := _kernels(mean):
+            return kernels.switch_forward(self, mean, var, *parameters)
         weight, bias, mean_ratio, var_ratio = parameters
         moments = torch.stack([mean, var])
         kept: list[Tensor] = []
         if "ln" in self.used:
             kept.append(torch.stack(_over(1, mean, var)))
         if "bn" in self.used:
-            kept.append(torch.stack(_pooled(self, mean, var)).unsqueeze(1))
+            kept.append(torch.stack(self.pool(mean, var)).unsqueeze(1))
         mixed = self._mix(moments, kept, self._ratios(mean_ratio, var_ratio, mean.shape[1]))
         scale = mixed[1].add_(self.eps).rsqrt_().mul_(weight)
         offset = torch.addcmul(bias, mean - mixed[0], scale)
@@ -111,6 +144,8 @@ class SwitchForm(NamedTuple):
         dy_dot: Tensor,
         *parameters: Tensor,
     ) -> Gradients:
+        if kernels := _kernels(mean):
+            return kernels.switch_backward(self, kept, mean, var, dy_sum, dy_dot, *parameters)
         weight, _, mean_ratio, var_ratio = parameters
         count, channels = mean.shape
         moments = torch.stack([mean, var])
@@ -132,7 +167,7 @@ class SwitchForm(NamedTuple):
         for name in self.used:
             part = moments if name == "in" else next(pooled)
             dratios[name] = (dmixed * part).sum(1)
-            if name == "in" or (name == "bn" and not self.pools_batch):
+            if name == "in" or (name == "bn" and not self.pool.depends_on_batch):
                 continue
             dim, size = (2, channels) if name == "ln" else (1, max(count, 1))
             through = (dmixed * ratios[name]).sum(dim, keepdim=True).div_(size)
@@ -161,20 +196,20 @@ class BatchChannelForm(NamedTuple):
         num_groups: G.
         eps, inner_eps: of the channel and of the inner normalization.
         pool: the inner normalization's statistics.
-        pools_batch: whether ``pool`` averages over the rows of this batch (else it is constant).
     """
 
     num_groups: int
     eps: float
     inner_eps: float
     pool: Pool
-    pools_batch: bool
 
     def forward(
         self, mean: Tensor, var: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        if kernels := _kernels(mean):
+            return kernels.batch_channel_forward(self, mean, var, *parameters)
         weight, bias, inner_weight, inner_bias = parameters
-        center, center_var = _pooled(self, mean, var)
+        center, center_var = self.pool(mean, var)
         slope = self._slope(center_var, inner_weight)
         # z = slope * (x - center) + inner_bias: its row statistics follow from those of x.
         z_mean = torch.addcmul(inner_bias, mean - center, slope)
@@ -199,6 +234,10 @@ class BatchChannelForm(NamedTuple):
         dy_dot: Tensor,
         *parameters: Tensor,
     ) -> Gradients:
+        if kernels := _kernels(mean):
+            return kernels.batch_channel_backward(
+                self, kept, mean, var, dy_sum, dy_dot, *parameters
+            )
         weight, _, inner_weight, inner_bias = parameters
         center, center_var, group_mean, group_var = kept
         groups = (self.num_groups, -1)
@@ -227,7 +266,7 @@ class BatchChannelForm(NamedTuple):
         inner_rstd = (center_var + self.inner_eps).rsqrt_()
         dmean = (through * slope_).flatten(1)
         dvar = (slope_.square() * dgroup_var).flatten(1)
-        if self.pools_batch:
+        if self.pool.depends_on_batch:
             count = max(mean.shape[0], 1)
             dcenter = (dinner_bias * slope).div_(-count)
             dcenter_var = (dslope * slope * inner_rstd.square()).mul_(-0.5 / count)
@@ -241,14 +280,13 @@ class BatchChannelForm(NamedTuple):
         )
 
 
-def _pooled(
-    form: SwitchForm | BatchChannelForm, mean: Tensor, var: Tensor
-) -> tuple[Tensor, Tensor]:
-    pooled = form.pool(mean, var)
-    if form.pools_batch:
-        return pooled
-    # They may be buffers, which the next forward moves before this one's backward.
-    return pooled[0].clone(), pooled[1].clone()
+def _kernels(mean: Tensor) -> ModuleType | None:
+    """`triton_forms` where it runs."""
+    if mean.dtype != torch.float32 or mean.numel() == 0 or kernels_for(mean.device) is None:
+        return None
+    from . import triton_forms
+
+    return triton_forms
 
 
 def _over(dim: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,25 @@ needed it happens in blocks that stay in the cache.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["accumulation_dtype", "input_gradient", "moments", "reduce_gradient", "transform"]
+__all__ = [
+    "accumulation_dtype",
+    "input_gradient",
+    "kernels_for",
+    "moments",
+    "reduce_gradient",
+    "transform",
+]
+
+logger = logging.getLogger(__name__)
 
 # Added to the variance inside torch's own row kernel and taken off again right after. It only
 # keeps 1/sqrt(0) finite: next to any sensible ``eps`` of a norm it is nothing.
@@ -33,6 +45,27 @@ _CANCELS = 16.0
 # from which the allocator hands memory back to the system each time.
 _BLOCK_OF_A_THREAD = 4 * 2**20
 _BLOCK = 16 * 2**20
+
+
+@functools.cache
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """`triton_kernels` if they run on the device, else None; says once why they do not."""
+    if device.type != "cuda":
+        return None
+    try:
+        from . import triton_kernels
+
+        # A driver, a compiler or the GPU itself may be one that Triton cannot do with.
+        triton_kernels.moments(torch.zeros(1, 1, 16, device=device))
+    except Exception as error:
+        logger.warning(f"Norms on {device} use torch's operators: Triton failed with {error!r}")
+        return None
+    return triton_kernels
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    kernels = kernels_for(x.device)
+    return kernels if kernels is not None and kernels.supports(x) else None
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -88,6 +121,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         x: ``(N, C, *)``. Rows without a position (an empty batch or map) count as mean 0,
             variance 0.
     """
+    if kernels := _kernels(x):
+        return kernels.moments(x)
     dtype = accumulation_dtype(x)
     shape = x.shape[:2]
     if x.dim() == 2:
@@ -136,6 +171,8 @@ def _row_moments(rows: Tensor, dtype: torch.dtype, shape: torch.Size) -> tuple[T
 
 def transform(x: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """``scale * (x - mean) + offset`` in the type and memory format of ``x``: the second read."""
+    if kernels := _kernels(x):
+        return kernels.transform(x, mean, scale, offset)
     if _layout(x) == "rows":
         y = torch.empty_like(x)
         rows, out = _as_rows(x), _as_rows(y)
@@ -184,6 +221,8 @@ def _affine(rows: Tensor, mean: Tensor, scale: Tensor, offset: Tensor, out: Tens
 
 def reduce_gradient(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """``sum dy`` and ``sum dy * (x - mean)`` of each row, ``(N, C)`` each: the third read."""
+    if kernels := _kernels(x):
+        return kernels.reduce_gradient(dy, x, mean)
     dtype = mean.dtype
     shape = x.shape[:2]
     if x.numel() == 0:
@@ -229,6 +268,8 @@ def input_gradient(
     """
     if dmean is None or dvar is None or x.numel() == 0:
         return (dy.to(mean.dtype) * _spread(scale, x)).to(x.dtype)
+    if kernels := _kernels(x):
+        return kernels.input_gradient(dy, x, mean, scale, dmean, dvar)
     length = x.numel() // (x.shape[0] * x.shape[1])
     # At L = 1 x is its own mean. Only there may dvar be so large that rounding would show.
     slope = dvar * (2 / length) if length > 1 else torch.zeros_like(dvar)

@@ -165,11 +165,10 @@ class _SwitchNorm(nn.Module):
         if self.unbiased:
             return None
         if training:
-            pool: Pool = partial(self._batch_statistics, positions, False)
-            return SwitchForm(self.statistics, self.statistics, self.eps, pool, True)
-        return SwitchForm(
-            self.statistics, self._used_statistics(), self.eps, self._running_of, False
-        )
+            pool = Pool("batch", self, positions, partial(self._batch_statistics, positions, False))
+            return SwitchForm(self.statistics, self.statistics, self.eps, pool)
+        pool = Pool("running", self, positions, self._running_of)
+        return SwitchForm(self.statistics, self._used_statistics(), self.eps, pool)
 
     def _running_of(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return self._running(mean.dtype)
