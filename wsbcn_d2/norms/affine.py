@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .closed_forms import Form
 from .passes import accumulation_dtype, input_gradient, moments, reduce_gradient, transform
 
 __all__ = ["Rule", "composing", "full_precision", "normalize", "recomputing"]
@@ -49,7 +50,13 @@ def composing() -> bool:
     return torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
 
 
-def normalize(x: Tensor, rule: Rule, *parameters: Tensor, center: Tensor | None = None) -> Tensor:
+def normalize(
+    x: Tensor,
+    rule: Rule,
+    *parameters: Tensor,
+    center: Tensor | None = None,
+    form: Form | None = None,
+) -> Tensor:
     """Apply ``scale * (x - mean) + offset`` with ``scale, offset = rule(mean, var, *parameters)``.
 
     Args:
@@ -59,6 +66,8 @@ def normalize(x: Tensor, rule: Rule, *parameters: Tensor, center: Tensor | None 
         parameters: tensors that gradients are wanted for. They reach the rule in its type.
         center: ``(C,)``. If given, no statistics are read from ``x``: the rule gets
             ``mean=center, var=None``.
+        form: the same function as ``rule`` with its gradient written out. Used in its place
+            wherever nobody has to see plain operators; not together with ``center``.
 
     Returns:
         A tensor with the shape, type and memory format of ``x``. Twice differentiable: the second
@@ -76,20 +85,27 @@ def normalize(x: Tensor, rule: Rule, *parameters: Tensor, center: Tensor | None 
     )
     with full_precision(x.device.type):
         if needs_grad:
+            if form is not None:
+                return _ClosedAffine.apply(x, form, rule, *parameters)
             return _InstanceAffine.apply(x, center, rule, *parameters)
         dtype = accumulation_dtype(x)
-        return _forward(x, center, rule, [p.to(dtype) for p in parameters])[0]
+        wide = [p.to(dtype) for p in parameters]
+        if form is not None:
+            mean, var = moments(x)
+            return transform(x, mean, *form.forward(mean, var, *wide)[:2])
+        return _forward(x, center, rule, wide)[0]
 
 
 def _forward(
     x: Tensor, center: Tensor | None, rule: Rule, parameters: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    var: Tensor | None = None
     if center is None:
-        mean, var, scratch = moments(x)
+        mean, var = moments(x)
     else:
-        mean, var, scratch = center.to(accumulation_dtype(x)), None, None
+        mean = center.to(accumulation_dtype(x))
     scale, offset = rule(mean, var, *parameters)
-    y = transform(x, mean, var, scale.detach(), offset.detach(), scratch)
+    y = transform(x, mean, scale.detach(), offset.detach())
     return y, mean, scale, offset
 
 
@@ -182,6 +198,38 @@ def _backward(
         for grad, parameter in zip(leaf_grads, parameters, strict=True)
     ]
     return dx, None, None, *parameter_grads
+
+
+class _ClosedAffine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, form: Form, rule: Rule, *parameters: Tensor) -> Tensor:
+        mean, var = moments(x)
+        wide = [p.to(mean.dtype) for p in parameters]
+        scale, offset, kept = form.forward(mean, var, *wide)
+        ctx.save_for_backward(x, mean, var, *parameters, *kept)
+        ctx.form, ctx.rule, ctx.center, ctx.count = form, rule, None, len(parameters)
+        return transform(x, mean, scale, offset)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, *rest = ctx.saved_tensors
+        parameters, kept = rest[: ctx.count], rest[ctx.count :]
+        if torch.is_grad_enabled():  # create_graph=True
+            return _differentiable_backward(ctx, x, parameters, dy)
+        with full_precision(x.device.type):
+            dy_sum, dy_dot = reduce_gradient(dy, x, mean)
+            wide = [p.to(mean.dtype) for p in parameters]
+            grads = ctx.form.backward(tuple(kept), mean, var, dy_sum, dy_dot, *wide)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx = input_gradient(dy, x, mean, grads.scale, grads.dmean, grads.dvar)
+            parameter_grads = [
+                grad.to(parameter.dtype) if wanted else None
+                for grad, parameter, wanted in zip(
+                    grads.parameters, parameters, ctx.needs_input_grad[3:], strict=True
+                )
+            ]
+        return dx, None, None, *parameter_grads
 
 
 def _differentiable_backward(

@@ -15,9 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import normalize, recomputing
+from .closed_forms import BatchChannelForm, Pool
 from .ranks import PoolsOverRanks
 from .recall import Recall
 from .statistics import (
+    RankPool,
     average_about,
     frozen,
     move_running_statistics,
@@ -84,6 +86,7 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
         self.bn = _ChannelStatistics(num_features, momentum, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        self.recall.begin()
         if input.dim() not in self._input_dims:
             raise ValueError(
                 f"{type(self).__name__} expects {' or '.join(f'{d}D' for d in self._input_dims)} "
@@ -105,7 +108,33 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
             self.bias,
             self.bn.weight,
             self.bn.bias,
+            form=self._form(positions),
         )
+
+    def _form(self, positions: int) -> BatchChannelForm:
+        """`_rule` with its gradient written out."""
+        pool = Pool("running", self.bn, positions, partial(self._inner_statistics, positions))
+        if self.training and not frozen(self, self.bn):
+            self.bn.momentum = self.momentum
+            several = self.ranks.size() > 1
+            if self.statistics == "sync" and several:
+                pool = self._pool_over_ranks(positions)
+            elif self.statistics != "estimate":
+                pool = pool._replace(kind="unbiased")
+            elif not (several or self.recall.active or recomputing()):
+                pool = pool._replace(kind="estimate")
+        return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool)
+
+    def _pool_over_ranks(self, positions: int) -> Pool:
+        assert self.bn.running_mean is not None
+        over_ranks = RankPool(positions, self.bn.running_mean, self.ranks, self.recall)
+
+        def compute(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            pooled_mean, pooled_var, count = over_ranks(mean, var)
+            self._move_to_pooled(pooled_mean, pooled_var, count)
+            return pooled_mean, pooled_var
+
+        return Pool("ranks", self.bn, positions, compute, over_ranks.average)
 
     def _rule(
         self,

@@ -40,14 +40,19 @@ class Recall:
     """
 
     def __init__(self) -> None:
+        self.active = False
         self._calls: deque[tuple[tuple[Any, ...], Tensor, tuple[Tensor, ...]]] = deque(
             maxlen=_CAPACITY
         )
 
+    def begin(self) -> None:
+        """A forward of the layer begins: see whether a checkpoint may run it again."""
+        self.active = _may_be_recomputed()
+
     @torch.no_grad()
     def keep(self, mean: Tensor, positions: int, *used: Tensor) -> None:
         """Remember copies of ``used`` for the call whose row means are ``mean (N, C)``."""
-        if _may_be_recomputed() and not recomputing():
+        if self.active and not recomputing():
             shape = (mean.shape[0], positions, mean.device, mean.dtype)
             self._calls.append((shape, mean.sum(0), tuple(t.detach().clone() for t in used)))
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .affine import composing, recomputing
 from .sparsemax import circumradius, sparsestmax
-from .statistics import frozen
 from .switchable_norm import _ORDER, _SwitchNorm
 
 __all__ = ["SparseSwitchNorm1d", "SparseSwitchNorm2d", "SparseSwitchNorm3d"]
@@ -73,32 +72,30 @@ class _SparseSwitchNorm(_SwitchNorm):
             self.mean_fixed.fill_(_UNDECIDED)
             self.var_fixed.fill_(_UNDECIDED)
 
-    def _ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _ratios(
+        self, mean_weight: Tensor, var_weight: Tensor, fix: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The ratios; with ``fix`` those that are one-hot now become fixed first."""
+        controls = torch.stack([mean_weight, var_weight])
+        fixed = torch.stack([self.mean_fixed, self.var_fixed]).reshape(controls.shape[:-1])
         # The buffer's type may round the limit down (float16 does so by 1e-4), and the last ratio
         # would stay just short of one-hot.
         last = circumradius(len(self.statistics)) - torch.finfo(self.radius.dtype).eps
-        radius = torch.where(self.radius >= last, 1.0, self.radius)
-        ratios = []
-        for control, fixed in ((mean_weight, self.mean_fixed), (var_weight, self.var_fixed)):
-            fixed = fixed.reshape(control.shape[:-1])
-            free = sparsestmax(control, radius)
-            chosen = torch.arange(control.shape[-1], device=control.device)
-            one_hot = (fixed.unsqueeze(-1) == chosen).to(free.dtype)
-            ratios.append(torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free))
+        free = sparsestmax(controls, torch.where(self.radius >= last, 1.0, self.radius))
+        if fix:
+            with torch.no_grad():
+                # In float32: float64 tells a last bit from one-hot.
+                largest, choice = free.float().max(-1)
+                fixed = torch.where((fixed < 0) & (largest == 1), choice, fixed)
+                self.mean_fixed.copy_(fixed[0].reshape(-1))
+                self.var_fixed.copy_(fixed[1].reshape(-1))
+        chosen = torch.arange(controls.shape[-1], device=controls.device)
+        one_hot = (fixed.unsqueeze(-1) == chosen).to(free.dtype)
+        ratios = torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free)
         return ratios[0], ratios[1]
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and not frozen(self) and not recomputing():
-            self._fix_one_hot_ratios()
-        return super().forward(input)
-
-    @torch.no_grad()
-    def _fix_one_hot_ratios(self) -> None:
-        # In float32: narrower types round 0.999 to one-hot, float64 tells a last bit from it.
-        ratios = self._ratios(self.mean_weight.float(), self.var_weight.float())
-        for ratio, fixed in zip(ratios, (self.mean_fixed, self.var_fixed), strict=True):
-            largest, choice = ratio.reshape(-1, ratio.shape[-1]).max(-1)
-            fixed.copy_(torch.where((fixed < 0) & (largest == 1), choice, fixed))
+    def _training_ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self._ratios(mean_weight, var_weight, fix=not recomputing())
 
     def _used_statistics(self) -> tuple[str, ...]:
         """Only what a fixed or one-hot ratio selects. Looked up once per change of the buffers."""

@@ -18,6 +18,7 @@ from .ranks import Ranks
 from .recall import Recall
 
 __all__ = [
+    "RankPool",
     "average_about",
     "frozen",
     "move_running_statistics",
@@ -84,6 +85,46 @@ def pooled_moments(sums: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """Mean and variance ``(C,)`` and the count from all ranks' `sum_about`, in float64."""
     offset, second, count = average_about(sums)
     return shift.double() + offset, (second - offset.square()).clamp(min=0), count
+
+
+class RankPool:
+    """`pool_ranks` for one forward without autograd, and the way back through it.
+
+    Args:
+        positions, shift, ranks, recall: as in `pool_ranks`.
+    """
+
+    def __init__(self, positions: int, shift: Tensor, ranks: Ranks, recall: Recall) -> None:
+        self._positions, self._shift = positions, shift
+        self._ranks, self._recall = ranks, recall
+        # Asked here: inside an autograd function gradients are always off.
+        self._differentiable = torch.is_grad_enabled()
+        self._owed: tuple[int, ...] = ()
+        self._share: Tensor | None = None
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance ``(C,)`` and the number of positions pooled, as `pool_ranks`."""
+        known = self._recall.find(mean, self._positions)
+        if known is None:
+            shift = self._shift.double()
+            sums = sum_about(mean, var, self._positions, shift)
+            self._owed = self._ranks.take_turn(self._differentiable)
+            self._ranks.add_up(sums)
+            self._recall.keep(mean, self._positions, shift, sums)
+        else:
+            shift, sums = known
+        pooled_mean, pooled_var, count = pooled_moments(sums, shift)
+        self._share = self._positions / count.clamp(min=1)
+        return pooled_mean.to(mean.dtype), pooled_var.to(var.dtype), count
+
+    def average(self, sums: Tensor) -> Tensor:
+        """Sum gradients ``(2, 1, C)`` or ``(2, C)`` over ranks, and take one row's share."""
+        assert self._share is not None
+        total = sums.double()
+        self._ranks.add_up(total)
+        for width in reversed(self._owed):
+            self._ranks.add_up(total.new_zeros(width))
+        return total.mul_(self._share).to(sums.dtype)
 
 
 def sum_about(mean: Tensor, var: Tensor, positions: int, shift: Tensor) -> Tensor:

@@ -17,9 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import normalize
+from .closed_forms import Pool, SwitchForm
+from .passes import accumulation_dtype
 from .ranks import PoolsOverRanks
 from .recall import Recall
 from .statistics import (
+    RankPool,
     frozen,
     move_running_statistics,
     pool_batch,
@@ -117,6 +120,9 @@ class _SwitchNorm(nn.Module):
     def _ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
         return mean_weight.softmax(-1), var_weight.softmax(-1)
 
+    def _training_ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self._ratios(mean_weight, var_weight)
+
     def _used_statistics(self) -> tuple[str, ...]:
         """The statistics that an evaluation forward needs; a subclass may know of fewer."""
         return self.statistics
@@ -141,7 +147,6 @@ class _SwitchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input(input)
-        parameters = (self.weight, self.bias, self.mean_weight, self.var_weight)
         training = self.training and not frozen(self)
         center = None
         if training:
@@ -151,8 +156,25 @@ class _SwitchNorm(nn.Module):
         positions = 1
         for size in input.shape[2:]:
             positions *= size
+        wide = accumulation_dtype(input)
+        ratios_of = self._training_ratios if training else self._ratios
+        ratios = ratios_of(self.mean_weight.to(wide), self.var_weight.to(wide))
         rule = partial(self._rule, training, positions, input.dim() == 2)
-        return normalize(input, rule, *parameters, center=center)
+        form = None if center is not None else self._form(training, positions)
+        return normalize(input, rule, self.weight, self.bias, *ratios, center=center, form=form)
+
+    def _form(self, training: bool, positions: int) -> SwitchForm | None:
+        """`_rule` with its gradient written out; None for what only the rule can do."""
+        if self.unbiased:
+            return None
+        if training:
+            pool = Pool("batch", self, positions, partial(self._batch_statistics, positions, False))
+            return SwitchForm(self.statistics, self.statistics, self.eps, pool)
+        pool = Pool("running", self, positions, self._running_of)
+        return SwitchForm(self.statistics, self._used_statistics(), self.eps, pool)
+
+    def _running_of(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        return self._running(mean.dtype)
 
     def _rule(
         self,
@@ -163,10 +185,10 @@ class _SwitchNorm(nn.Module):
         var: Tensor | None,
         weight: Tensor,
         bias: Tensor,
-        mean_weight: Tensor,
-        var_weight: Tensor,
+        mean_ratio: Tensor,
+        var_ratio: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ratios = [self._per_channel(r) for r in self._ratios(mean_weight, var_weight)]
+        ratios = self._per_channel(mean_ratio), self._per_channel(var_ratio)
         if var is None:
             pooled = {"bn": self._running(mean.dtype)}
         else:
@@ -274,6 +296,24 @@ class _SyncSwitchNorm(PoolsOverRanks, _SwitchNorm):
         batch_var = self._corrected(is_1d, batch_var, count)
         move_running_statistics(self, batch_mean, batch_var, count)
         return batch_mean, batch_var
+
+    def _form(self, training: bool, positions: int) -> SwitchForm | None:
+        if not training or self.unbiased or self.ranks.size() == 1 or not self.pools():
+            return super()._form(training, positions)
+        assert self.running_mean is not None
+        over_ranks = RankPool(positions, self.running_mean, self.ranks, self.recall)
+
+        def compute(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            batch_mean, batch_var, count = over_ranks(mean, var)
+            move_running_statistics(self, batch_mean, batch_var, count)
+            return batch_mean, batch_var
+
+        pool = Pool("ranks", self, positions, compute, over_ranks.average)
+        return SwitchForm(self.statistics, self.statistics, self.eps, pool)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.recall.begin()
+        return super().forward(input)
 
     def _corrected(self, is_1d: bool, var: Tensor, count: Tensor) -> Tensor:
         if not (self.unbiased and is_1d):
