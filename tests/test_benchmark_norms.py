@@ -100,7 +100,7 @@ def test_layers_go_into_the_page_the_json_and_a_plot(
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- benchmark: cpu_layers -->\n")
     assert text.endswith("<!-- end -->\nafter\n") and "old" not in text
-    assert text.count("| 2x32x5x5 | train | SN |") == 1 and "torch: " in text
+    assert text.count("| 2x32x5x5 | SN |") == 1 and "torch: " in text
     assert "performance/cpu_layers.png" in text
     report = json.loads((tmp_path / "performance" / "cpu_layers.json").read_text())
     assert report["command"].endswith(" ".join(command)) and report["machine"]["python"]
@@ -134,7 +134,7 @@ def test_convolutions_and_compiled_layers(
 ) -> None:
     assert tool.main(["convs", "--shapes", "2x8x5x5", "--rounds", "2", "--max-spread", "99"]) == 0
     out = capsys.readouterr().out
-    assert "| 2x8x5x5 | train | conv |" in out and "| 2x8x5x5 | eval | WS |" in out
+    assert "| 2x8x5x5 | conv |" in out and "| 2x8x5x5 | WS |" in out
     compiled: list[nn.Module] = []
     monkeypatch.setattr(torch, "compile", lambda layer: compiled.append(layer) or layer)
     command = ["layers", "--norms", "GN", "--shapes", "2x32x3x3", "--rounds", "1", "--compile"]
@@ -198,10 +198,10 @@ def test_synchronized_norms_on_two_processes() -> None:
     out = run("sync", "--norms", *norms, "--baseline", "BN", "--shapes", "2x32x5x5", "--rounds",
               "2", "--max-spread", "99")  # fmt: skip
     case = "2x32x5x5 on 2 processes"
-    assert f"| {case} | train | SyncBN | torch.nn.SyncBatchNorm does not run on CPU |" in out
+    assert f"| {case} | SyncBN | torch.nn.SyncBatchNorm does not run on CPU |" in out
     for name in norms[1:]:
-        assert f"| {case} | train | {name} |" in out
-    assert out.count("±") == 2 * 4 and "noisy" not in out  # ratios to BN
+        assert f"| {case} | {name} |" in out
+    assert out.count("±") == 2 * 2 and "noisy" not in out  # ratios to BN
 
 
 def test_whole_models_train_and_evaluate(
@@ -211,6 +211,6 @@ def test_whole_models_train_and_evaluate(
     command = ["models", "--model", "mask_rcnn_r18_fpn", "--image-size", "64", "96", "--images",
                "1", "--norms", "GN", "WS+GN", "--rounds", "1"]  # fmt: skip
     assert tool.main(command) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "1x64x96 | train" in line]
-    kept = [float(line.split("|")[7]) for line in lines]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "1x64x96 |" in line]
+    kept = [float(line.split("|")[8]) for line in lines]
     assert len(lines) == 2 and kept[0] == 1 and 1 <= kept[1] < 2

@@ -589,10 +589,6 @@ def _machine(options: argparse.Namespace) -> dict[str, str]:
     return facts
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None else format(value, form)
-
-
 def _ratio(result: Result, max_spread: float) -> str:
     if result.ratio is None or result.ratio_spread is None:
         return "–"
@@ -602,23 +598,26 @@ def _ratio(result: Result, max_spread: float) -> str:
 
 
 def table(results: Sequence[Result], baseline: str, max_spread: float) -> str:
-    """The results as a Markdown table."""
+    """The results as a Markdown table: a row a contestant, training beside evaluation."""
     unit = "kept / baseline's" if results and results[0].suite == "models" else "kept / input"
-    lines = [
-        f"| case | work | norm | ms (middle half) | ratio to {baseline} | of copy | {unit} |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        if r.median_ms is None or r.quartiles_ms is None:
-            lines.append(f"| {r.case} | {r.work} | {r.norm} | {r.note} | – | – | – |")
-            continue
-        low, high = r.quartiles_ms
-        share = None if r.share_of_copy is None else 100 * r.share_of_copy
-        lines.append(
-            f"| {r.case} | {r.work} | {r.norm} | {r.median_ms:.3g} ({low:.3g}–{high:.3g}) "
-            f"| {_ratio(r, max_spread)} | {_number(share, '.0f')}{'' if share is None else ' %'} "
-            f"| {_number(r.kept, '.3f')} |"
-        )
+    ratio = f"ratio to {baseline}"
+    heads = ["case", "norm", "training, ms", ratio, "evaluation, ms", ratio, "of copy", unit]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    found = {(r.case, r.norm, r.work): r for r in results}
+    for case, norm in dict.fromkeys((r.case, r.norm) for r in results):
+        cells, shares, kept = [case, norm], [], None
+        for work in ("train", "eval"):
+            r = found.get((case, norm, work))
+            if r is None or r.median_ms is None or r.quartiles_ms is None:
+                cells += [r.note if r else "–", "–"]
+                continue
+            low, high = r.quartiles_ms
+            cells += [f"{r.median_ms:.3g} ({low:.3g}–{high:.3g})", _ratio(r, max_spread)]
+            kept = r.kept if r.kept is not None else kept
+            if r.share_of_copy is not None:
+                shares.append(f"{100 * r.share_of_copy:.0f} %")
+        cells += [", ".join(shares) or "–", "–" if kept is None else f"{kept:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -237,6 +237,19 @@ def rounded(conv: nn.Conv2d) -> None:
     conv.float()  # may lie where the first weight lay
 
 
+def averaged(conv: nn.Conv2d) -> None:
+    """An exponential moving average takes the weight's place, as hooks put it there."""
+    average = torch.optim.swa_utils.AveragedModel(conv)
+    with torch.no_grad():
+        average.module.weight.mul_(torch.rand_like(conv.weight))
+    conv.weight.detach().copy_(average.module.weight)
+
+
+def exchanged(conv: nn.Conv2d) -> None:
+    other = torch.rand_like(conv.weight)
+    conv.weight.data, other = other, conv.weight.data
+
+
 def data_then_toggle(conv: nn.Conv2d) -> None:
     conv.weight.data = torch.rand_like(conv.weight)
     conv.weight.data.mul_(torch.rand_like(conv.weight))
@@ -262,6 +275,8 @@ CHANGES = {
     "load": loaded,
     "assign": assigned,
     "swap": swapped,
+    "ema": averaged,
+    "ema_exchange": exchanged,
     "double": lambda conv: conv.double(),
     "rounded": rounded,
     "data_then_toggle": data_then_toggle,
@@ -345,11 +360,14 @@ def test_gradients_of_shared_calls_and_micro_batches_add_up(calls: list[int]) ->
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_changes_no_gradient(reentrant: bool) -> None:
+def test_checkpointing_changes_no_gradient_and_standardizes_once(
+    reentrant: bool, calls: list[int]
+) -> None:
     conv, other = (WSConv2d(3, 4, 3).double() for _ in range(2))
     other.load_state_dict(conv.state_dict())
     (x,) = tensors(10, (2, 3, 5, 5))
     checkpoint(conv, x.requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+    assert len(calls) == 1
     wanted, x.grad = x.grad, None
     other(x).square().sum().backward()
     assert_close(

@@ -124,7 +124,10 @@ def _compose(
         mean, var = wide, torch.zeros_like(wide)
     else:
         mean = wide.mean(dims)
-        var = (wide - mean[spread]).square().mean(dims)
+        if torch.compiler.is_dynamo_compiling():  # the compiler knows how to take both at once
+            var = wide.var(dims, correction=0)
+        else:
+            var = (wide - mean[spread]).square().mean(dims)
     scale, offset = rule(mean, var, *[p.to(dtype) for p in parameters])
     return ((wide - mean[spread]) * scale[spread] + offset[spread]).to(x.dtype)
 

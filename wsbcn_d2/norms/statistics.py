@@ -234,7 +234,11 @@ def move_running_statistics(
         return
     seen = count > 0
     tracked.add_(seen)
+    # Made where it is used: a number brought to a GPU would wait for it.
     rate: Any = momentum if isinstance(momentum, float | int) else 1 / tracked.clamp(min=1)
-    rate = torch.as_tensor(rate, dtype=running_mean.dtype, device=running_mean.device) * seen
+    if isinstance(seen, Tensor):
+        rate = rate * seen
+    if isinstance(rate, Tensor):
+        rate = rate.to(running_mean.dtype)
     running_mean.lerp_(mean.detach().to(running_mean.dtype), rate)
     running_var.lerp_(var.detach().to(running_var.dtype), rate)

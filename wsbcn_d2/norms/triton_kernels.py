@@ -33,6 +33,7 @@ __all__ = [
     "standardize",
     "standardize_backward",
     "supports",
+    "takes_weight",
     "transform",
 ]
 
@@ -75,7 +76,7 @@ def _tiling(
         block = next(b for b in (64, 256, 1024, _TILE) if b >= min(length, _TILE))
         rows = _TILE // block
         fast = length
-    unit = next(u for u in (16, 4, 1) if fast % u == 0)
+    unit = next(u for u in (16, 4, 2, 1) if fast % u == 0)
     channel_blocks = triton.cdiv(channels, rows)
     blocks = triton.cdiv(length, block)
     if reduces:
@@ -122,6 +123,11 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
 def supports(x: Tensor) -> bool:
     """Whether the passes take ``x``: of a type up to 32 bits, not empty, (N, C, *)."""
     return x.dtype in _TYPES and x.dim() >= 3 and x.numel() > 0
+
+
+def takes_weight(weight: Tensor) -> bool:
+    """Whether `standardize` takes a weight: of a type up to 32 bits, not empty."""
+    return weight.dtype in _TYPES and weight.numel() > 0
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ arXiv:1903.10520, eqs. 3-5. Authors' code: https://github.com/joe-siyuan-qiao/We
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .affine import composing, full_precision
+from .passes import kernels_for
 
 __all__ = [
     "WSConv1d",
@@ -122,6 +124,9 @@ class _Standardize(torch.autograd.Function):
             with torch.enable_grad():
                 again = _compose(weight, ctx.eps, ctx.eps_mode)
             return torch.autograd.grad(again, weight, grad, create_graph=True)[0], None, None, None
+        if kernels := _kernels(weight):
+            dweight = kernels.standardize_backward(grad, standardized, denominator, root)
+            return dweight, None, None, None
         wide = root.dtype
         flat, hat = grad.flatten(1).to(wide), standardized.flatten(1).to(wide)
         # d std = sum(centred * d centred) / ((K - 1) * root), and hat sums to zero.
@@ -131,11 +136,18 @@ class _Standardize(torch.autograd.Function):
 
 
 def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    if kernels := _kernels(weight):
+        return kernels.standardize(weight.detach(), eps, eps_mode == "inside")
     wide = weight.detach()
     wide = wide if wide.dtype == torch.float64 else wide.float()
     centered, denominator, root = _denominators(wide, eps, eps_mode)
     standardized = centered.div_(denominator).view_as(weight).to(weight.dtype)
     return standardized, denominator, root
+
+
+def _kernels(weight: Tensor) -> ModuleType | None:
+    kernels = kernels_for(weight.device)
+    return kernels if kernels is not None and kernels.takes_weight(weight) else None
 
 
 class WSConvMixin:
