@@ -7,6 +7,24 @@ train = dict(
     init_checkpoint="",
     # Iterations (optimizer steps) of the whole training.
     max_iter=90000,
+    # Images that a process puts through the model at once. The batch of a step is
+    # dataloader.train.total_batch_size whatever the hardware: what images_per_gpu × processes leave
+    # of it is accumulated. 0: total_batch_size / processes, hence no accumulation.
+    images_per_gpu=0,
+    # For another total_batch_size than the recipe was made for: multiplies the learning rate by
+    # total_batch_size / reference_batch_size and the warm-up's iterations by the inverse.
+    scale_lr=dict(enabled=False, reference_batch_size=16),
+    # Running statistics and BCN's estimates move once a micro-batch; corrected, they take as many
+    # images under accumulation to forget as without.
+    correct_momentum=False,
+    # Order, augmentations and samplings follow from the seed and the recipe alone: a resumed run is
+    # the run that was never interrupted. False: detectron2's own loader and random numbers.
+    exact_resume=True,
+    # An image that cannot be loaded: "error", or "skip" to take another one in its place, until
+    # more than max_share of a process's images were bad.
+    bad_data=dict(action="error", max_share=0.01),
+    # On these, save a checkpoint after the current step and exit with status 75.
+    stop_signals=["SIGUSR2"],
     # Mixed precision. dtype: "float16" (with loss scaling) or "bfloat16"; CPUs take bfloat16.
     amp=dict(enabled=False, dtype="float16"),
     # DistributedDataParallel, with more than one process.
@@ -28,7 +46,7 @@ train = dict(
     log_period=20,
     # "auto" (CUDA where there is a GPU, otherwise CPU), "cuda" or "cpu".
     device="auto",
-    # Rank r draws from seed + r; negative: a new seed each run.
+    # Of weights, data and samplings; negative: a new one each run, which --resume keeps.
     seed=-1,
     # Deterministic algorithms where torch has them (slower).
     deterministic=False,

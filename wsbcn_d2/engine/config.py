@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,10 +19,13 @@ from detectron2.engine.defaults import DefaultTrainer
 from omegaconf import DictConfig, OmegaConf
 
 from ..recipes import config_file, config_root, get_config, list_configs
+from .batch import BatchPlan, plan_batch
+from .errors import ConfigError
 
 __all__ = [
     "Config",
     "ConfigError",
+    "batch_plan",
     "check_config",
     "dataset_names",
     "is_lazy",
@@ -29,13 +33,10 @@ __all__ = [
     "output_folder",
     "resolve_config_file",
     "resolve_device",
+    "stop_signals",
 ]
 
 Config: TypeAlias = "CfgNode | DictConfig"
-
-
-class ConfigError(ValueError):
-    """Something in the command line or config that the user can put right; one clear message."""
 
 
 def is_lazy(cfg: Config) -> bool:
@@ -153,8 +154,7 @@ def _load_yaml(path: str, opts: list[str]) -> CfgNode:
 
     cfg = get_cfg()
     add_wsbcn_config(cfg)
-    # Off by default; `train.ema` of the lazy configs.
-    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
+    _add_engine_config(cfg)
     if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
         raise ConfigError(
             f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
@@ -174,6 +174,17 @@ def _load_yaml(path: str, opts: list[str]) -> CfgNode:
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise ConfigError(f"{path}: {message}{hint}") from error
     return cfg
+
+
+def _add_engine_config(cfg: CfgNode) -> None:
+    """The options of configs/common/train.py that yaml configs have too, with the same defaults."""
+    cfg.SOLVER.IMAGES_PER_GPU = 0
+    cfg.SOLVER.SCALE_LR = CfgNode({"ENABLED": False, "REFERENCE_BATCH_SIZE": 16})
+    cfg.SOLVER.CORRECT_MOMENTUM = False
+    cfg.SOLVER.EXACT_RESUME = True
+    cfg.SOLVER.STOP_SIGNALS = ("SIGUSR2",)
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
+    cfg.DATALOADER.BAD_DATA = CfgNode({"ACTION": "error", "MAX_SHARE": 0.01})
 
 
 def resolve_device(cfg: Config, opts: Sequence[str] = ()) -> str:
@@ -231,24 +242,42 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
         key = "train.init_checkpoint" if is_lazy(cfg) else "MODEL.WEIGHTS"
         raise ConfigError(f"{key}: no file {weights} (looked for {os.path.abspath(path)})")
     if not args.eval_only:
-        _check_batch(cfg, world_size)
+        batch_plan(cfg, world_size)
 
 
-def _check_batch(cfg: Config, world_size: int) -> None:
+def batch_plan(cfg: Config, world_size: int) -> BatchPlan | None:
+    """How the processes carry a step's batch out; None where a lazy config hides its batch.
+
+    Raises:
+        ConfigError: they cannot share it equally.
+    """
     if is_lazy(cfg):
-        key = "dataloader.train.total_batch_size"
-        total = OmegaConf.select(cfg, key)
+        names = ("dataloader.train.total_batch_size", "train.images_per_gpu")
+        total, images_per_gpu = OmegaConf.select(cfg, names[0]), cfg.train.images_per_gpu
     else:
-        key = "SOLVER.IMS_PER_BATCH"
+        names = ("SOLVER.IMS_PER_BATCH", "SOLVER.IMAGES_PER_GPU")
         total = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
-    if total is None or (total > 0 and total % world_size == 0):
-        return
-    below = total // world_size * world_size
-    valid = [below, below + world_size] if below > 0 else [world_size]
-    raise ConfigError(
-        f"{key} ({total}) must be a multiple of the {world_size} process(es); nearest: "
-        + " or ".join(map(str, valid))
-    )
+        images_per_gpu = cfg.SOLVER.IMAGES_PER_GPU
+    if total is not None:
+        return plan_batch(total, images_per_gpu, world_size, names)
+    if images_per_gpu:
+        raise ConfigError(f"{names[1]} ({images_per_gpu}) needs a {names[0]}, which is not there")
+    return None
+
+
+def stop_signals(cfg: Config) -> list[int]:
+    """The signals on which a training saves a checkpoint and stops.
+
+    Raises:
+        ConfigError: a name that is no signal's.
+    """
+    names = cfg.train.stop_signals if is_lazy(cfg) else cfg.SOLVER.STOP_SIGNALS
+    known = [s.name for s in signal.Signals]
+    for name in names:
+        if name not in known:
+            near = _nearest(str(name), known) or known
+            raise ConfigError(f"stop_signals: unknown signal {name!r}; nearest: {', '.join(near)}")
+    return [int(signal.Signals[name]) for name in names]
 
 
 def _check_dataset(name: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .buffers import average_buffers
 
-__all__ = ["BufferAverager", "EvalHook", "ModelEMA", "is_due"]
+__all__ = ["BufferAverager", "EvalHook", "ModelEMA", "SkippedImages", "is_due"]
 
 
 def is_due(iteration: int, period: int, max_iter: int) -> bool:
@@ -36,6 +37,24 @@ class BufferAverager(HookBase):
         if any(is_due(trainer.iter, period, trainer.max_iter) for period in self._periods):
             for model in self._models:
                 average_buffers(model)
+
+
+class SkippedImages(HookBase):
+    """Logs how many bad images all ranks have skipped since they started; before the writers.
+
+    Args:
+        count: of this rank.
+        period: iterations between the writers' lines.
+    """
+
+    def __init__(self, count: Callable[[], int], period: int) -> None:
+        self._count = count
+        self._period = period
+
+    def after_step(self) -> None:
+        if is_due(self.trainer.iter, self._period, self.trainer.max_iter):
+            total = sum(comm.all_gather(self._count()))
+            self.trainer.storage.put_scalar("skipped_images", total, smoothing_hint=False)
 
 
 class EvalHook(hooks.EvalHook):

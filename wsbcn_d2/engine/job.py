@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.utils.data as torchdata
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import (
     DatasetMapper,
@@ -29,16 +30,24 @@ from detectron2.evaluation import (
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from .config import Config, ConfigError, dataset_names, is_lazy, output_folder
+from ..data.train_loader import TrainLoader, build_train_loader
+from .batch import BatchPlan
+from .config import Config, batch_plan, dataset_names, is_lazy, output_folder, stop_signals
+from .errors import ConfigError
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
+_INEXACT = (
+    "The order of the data does not follow from the seed, as %s: a resumed run will see other "
+    "images than an uninterrupted one"
+)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -48,6 +57,7 @@ class Job:
     The parts are built when they are asked for: an evaluation needs no training data.
 
     Attributes:
+        cfg: the config.
         device: ``"cuda"``, ``"cuda:<index>"`` or ``"cpu"``.
         output_dir: where everything is written.
         init_checkpoint: weights to start from, or "".
@@ -60,10 +70,20 @@ class Job:
         ema_decay: decay of the weights' moving average, or None.
         ddp: arguments of ``create_ddp_model``.
         seed: negative for a new one each run.
+        exact_resume: whether the order of the data and all random numbers follow from the seed, so
+            that a resumed run is the run that was never interrupted.
+        scale_lr: images a step that the learning rate and warm-up are stated for; None leaves them
+            as they are.
+        correct_momentum: whether norms' running statistics move as slowly under accumulation as
+            without.
+        bad_data: "error" or "skip", of images that cannot be loaded.
+        max_bad_share: of a rank's images; skipping more of them is an error.
+        stop_signals: on which the training saves a checkpoint and stops.
         deterministic: whether torch's deterministic algorithms are asked for.
         vis_num_images, vis_score_threshold: of ``predictions.png``.
     """
 
+    cfg: Any
     device: str
     output_dir: str
     init_checkpoint: str
@@ -77,9 +97,24 @@ class Job:
     ema_decay: float | None = None
     ddp: dict[str, Any]
     seed: int
+    exact_resume: bool
+    scale_lr: int | None = None
+    correct_momentum: bool
+    bad_data: str
+    max_bad_share: float
+    stop_signals: list[int]
     deterministic: bool = False
     vis_num_images: int = 8
     vis_score_threshold: float = 0.5
+
+    @property
+    def plan(self) -> BatchPlan | None:
+        """How the processes carry out a step's batch; None where the config hides it.
+
+        Raises:
+            ConfigError: they cannot share it equally.
+        """
+        return batch_plan(self.cfg, comm.get_world_size())
 
     def build_model(self) -> nn.Module:
         """The model, on its device."""
@@ -93,9 +128,44 @@ class Job:
         """A torch learning-rate scheduler, or fvcore's multiplier for one."""
         raise NotImplementedError
 
-    def build_train_loader(self) -> Iterable[list[dict[str, Any]]]:
-        """The endless loader of training batches of this rank."""
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+        """The endless loader of this rank's micro-batches.
+
+        Args:
+            seed: of order and augmentations, equal on all ranks.
+            start: position of the first sample, in images since the run began. Without
+                ``exact_resume`` both mean nothing.
+        """
         raise NotImplementedError
+
+    def _scaled_warmup(self, iterations: float) -> int:
+        """The warm-up's iterations for as many images as at the reference batch, logged."""
+        plan, reference = self.plan, self.scale_lr
+        if plan is None or reference is None:
+            return round(iterations)
+        scaled = min(round(iterations * reference / plan.total), self.max_iter)
+        logger.info(
+            "scale_lr: warm-up of %d iterations × %d / %d images = %d iterations; max_iter stays "
+            "%d, which is %d images (%d at the reference)",
+            *(round(iterations), reference, plan.total, scaled),
+            *(self.max_iter, self.max_iter * plan.total, self.max_iter * reference),
+        )
+        return scaled
+
+    def _exact_loader(self, arguments: dict[str, Any], seed: int, start: int) -> TrainLoader:
+        plan = self.plan
+        assert plan is not None
+        try:
+            return build_train_loader(
+                **arguments,
+                images_per_gpu=plan.images_per_gpu,
+                run_seed=seed,
+                start=start,
+                skip_bad=self.bad_data == "skip",
+                max_bad_share=self.max_bad_share,
+            )
+        except ValueError as error:
+            raise ConfigError(f"training data: {error}") from error
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         """Dataset name, loader and evaluator of each test set."""
@@ -151,6 +221,13 @@ class LazyJob(Job):
             self.ema_decay = train.ema.decay
         self.ddp = dict(train.ddp)
         self.seed = train.seed
+        self.exact_resume = train.exact_resume
+        if train.scale_lr.enabled:
+            self.scale_lr = train.scale_lr.reference_batch_size
+        self.correct_momentum = train.correct_momentum
+        self.bad_data = _bad_data_action("train.bad_data.action", train.bad_data.action)
+        self.max_bad_share = train.bad_data.max_share
+        self.stop_signals = stop_signals(cfg)
         self.deterministic = train.deterministic
         self.vis_num_images = train.vis.num_images
         self.vis_score_threshold = train.vis.score_threshold
@@ -173,10 +250,35 @@ class LazyJob(Job):
         return instantiate(node)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        return self._build("lr_multiplier")
+        scheduler = OmegaConf.select(self.cfg, "lr_multiplier")
+        if self.scale_lr is None or scheduler is None:
+            return self._build("lr_multiplier")
+        if "warmup_length" not in scheduler:
+            logger.info("scale_lr: lr_multiplier has no warmup_length to scale")
+            return self._build("lr_multiplier")
+        scheduler = copy.deepcopy(scheduler)
+        iterations = scheduler.warmup_length * self.max_iter
+        scaled = self._scaled_warmup(iterations)
+        scheduler.warmup_length = scaled / self.max_iter
+        return instantiate(scheduler)
 
-    def build_train_loader(self) -> Iterable[list[dict[str, Any]]]:
-        return self._build("dataloader.train")
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+        node = OmegaConf.select(self.cfg, "dataloader.train")
+        plan = self.plan
+        if node is None or plan is None:
+            return self._build("dataloader.train")
+        arguments = {key: node[key] for key in node if key != "_target_"}
+        target = node["_target_"]
+        target = locate(target) if isinstance(target, str) else target
+        if self.exact_resume and target is build_detection_train_loader:
+            arguments = {key: instantiate(value) for key, value in arguments.items()}
+            if not isinstance(arguments["dataset"], torchdata.IterableDataset):
+                return self._exact_loader(arguments, seed, start)
+        if self.exact_resume:
+            logger.warning(_INEXACT, "dataloader.train is not detectron2's of a map-style dataset")
+        # detectron2's word for the images of one forward on all processes.
+        arguments["total_batch_size"] = plan.images_per_gpu * plan.world_size
+        return target(**{key: instantiate(value) for key, value in arguments.items()})
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         tests = _as_list(OmegaConf.select(self.cfg, "dataloader.test"))
@@ -230,6 +332,14 @@ class YamlJob(Job):
             self.ema_decay = cfg.SOLVER.EMA.DECAY
         self.ddp = {"broadcast_buffers": False}
         self.seed = cfg.SEED
+        self.exact_resume = cfg.SOLVER.EXACT_RESUME
+        if cfg.SOLVER.SCALE_LR.ENABLED:
+            self.scale_lr = cfg.SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE
+        self.correct_momentum = cfg.SOLVER.CORRECT_MOMENTUM
+        bad_data = cfg.DATALOADER.BAD_DATA
+        self.bad_data = _bad_data_action("DATALOADER.BAD_DATA.ACTION", bad_data.ACTION)
+        self.max_bad_share = bad_data.MAX_SHARE
+        self.stop_signals = stop_signals(cfg)
         for key, enabled in (
             ("TEST.AUG", cfg.TEST.AUG.ENABLED),
             ("TEST.PRECISE_BN", cfg.TEST.PRECISE_BN.ENABLED),
@@ -251,10 +361,23 @@ class YamlJob(Job):
         return build_optimizer(self.cfg, model)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        return build_lr_scheduler(self.cfg, optimizer)
+        cfg = self.cfg.clone()
+        if self.scale_lr is not None:
+            cfg.defrost()
+            cfg.SOLVER.WARMUP_ITERS = self._scaled_warmup(cfg.SOLVER.WARMUP_ITERS)
+        return build_lr_scheduler(cfg, optimizer)
 
-    def build_train_loader(self) -> Iterable[list[dict[str, Any]]]:
-        return build_detection_train_loader(self.cfg)
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+        plan = self.plan
+        assert plan is not None
+        arguments = build_detection_train_loader.from_config(self.cfg)
+        if self.exact_resume:
+            if not isinstance(arguments["dataset"], torchdata.IterableDataset):
+                return self._exact_loader(arguments, seed, start)
+            logger.warning(_INEXACT, "DATASETS.TRAIN is an iterable dataset")
+        # detectron2's word for the images of one forward on all processes.
+        arguments["total_batch_size"] = plan.images_per_gpu * plan.world_size
+        return build_detection_train_loader(**arguments)
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         for name in self.cfg.DATASETS.TEST:
@@ -297,6 +420,12 @@ def _amp_dtype(enabled: bool, name: str, device: str) -> torch.dtype | None:
         return None
     # CPUs have few float16 operators, and bfloat16 needs no loss scaling.
     return torch.bfloat16 if device == "cpu" else types[name]
+
+
+def _bad_data_action(name: str, action: str) -> str:
+    if action not in ("error", "skip"):
+        raise ConfigError(f"{name} ({action!r}) must be 'error' or 'skip'")
+    return action
 
 
 def _as_list(node: Any) -> list[Any]:

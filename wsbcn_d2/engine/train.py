@@ -19,8 +19,12 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..checkpoint import WSBCNCheckpointer
+from ..data.train_loader import TrainLoader, WorkerError
+from .batch import BatchPlan, correct_momentum, scale_learning_rate
+from .buffers import average_buffers
 from .config import (
     Config,
     check_config,
@@ -28,10 +32,13 @@ from .config import (
     output_folder,
     resolve_config_file,
     resolve_device,
+    stop_signals,
 )
-from .hooks import BufferAverager, EvalHook, ModelEMA
+from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
-from .launch import launch, planned_world_size
+from .launch import launch, planned_world_size, under_torchrun
+from .preemption import EXIT_STOPPED, StopOnSignal, TrainingStopped, forward_signals
+from .resume import Progress, RankStates
 from .trainer import Trainer
 
 __all__ = ["argument_parser", "evaluate", "main", "run", "train"]
@@ -51,18 +58,28 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: what the user can put right, before any process is started.
+        SystemExit: with status `EXIT_STOPPED`, when a signal stopped the training in good order.
     """
     cfg, device = _load(args)
-    check_config(cfg, args, planned_world_size(args.num_gpus, args.num_machines))
-    launch(
-        main,
-        args.num_gpus,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        (args,),
-        device=device,
-    )
+    world_size = planned_world_size(args.num_gpus, args.num_machines)
+    check_config(cfg, args, world_size)
+    # This process only waits, unless it is the one that trains.
+    spawns = world_size > 1 and not under_torchrun()
+    try:
+        with forward_signals(stop_signals(cfg) if spawns else []):
+            launch(
+                main,
+                args.num_gpus,
+                args.num_machines,
+                args.machine_rank,
+                args.dist_url,
+                (args,),
+                device=device,
+            )
+    except ProcessExitedException as error:
+        if error.exit_code == EXIT_STOPPED:
+            raise SystemExit(EXIT_STOPPED) from None
+        raise
 
 
 def main(args: argparse.Namespace) -> Results:
@@ -105,37 +122,48 @@ def train(job: Job, resume: bool) -> Results:
 
     Raises:
         FloatingPointError: a loss is not finite, as `Trainer.check_losses`.
+        BadDataError: an image cannot be used, or too many were skipped.
+        WorkerError: a data loader worker died.
+        TrainingStopped: a signal of ``job.stop_signals`` came; the checkpoint is saved.
     """
     if job.deterministic:
         # Read by cuBLAS when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+    # A config that hides its batch accumulates nothing, and its loader knows no position.
+    plan = job.plan or BatchPlan(0, 0, comm.get_world_size())
     model = job.build_model()
     logger.info("Model:\n%s", model)
+    if job.correct_momentum and plan.steps > 1:
+        changed = correct_momentum(model, plan.steps)
+        logger.info("Corrected the momentum of %d layers for accumulation", changed)
     optimizer = job.build_optimizer(model)
+    if job.scale_lr is not None and plan.total:
+        scale_learning_rate(optimizer, plan.total, job.scale_lr)
     scheduler = job.build_scheduler(optimizer)
-    ddp = dict(job.ddp)
-    if job.device == "cpu":
-        ddp["device_ids"] = None
-    wrapped = create_ddp_model(model, **ddp)
+    wrapped = _wrap(job, model)
     # The loader is made when it is known where the training starts.
     trainer = Trainer(
         wrapped,
         [],
         optimizer,
+        accumulation_steps=plan.steps,
         device=job.device,
         amp_dtype=job.amp_dtype,
         clip_grad=job.clip_grad,
         last_checkpoint=lambda: checkpointer.get_checkpoint_file(),
     )
     ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
-    state = {"trainer": trainer} if ema is None else {"trainer": trainer, "ema": ema.averaged}
+    # The average first: the ranks' own buffers, loaded with the trainer, are its too.
+    state = {"trainer": trainer} if ema is None else {"ema": ema.averaged, "trainer": trainer}
     checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, **state)
     # With a period of 0, at the end only.
     period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
     saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
     evaluated = model if ema is None else ema.averaged.module
+    models = [model] if ema is None else [model, evaluated]
+    progress, rank_states = Progress(plan), RankStates(models, period)
     results: Results = {}
 
     def evaluate_now() -> Results:
@@ -143,17 +171,28 @@ def train(job: Job, resume: bool) -> Results:
         results.update(job.evaluate(evaluated))
         return results
 
+    def save_now() -> str:
+        if not is_due(trainer.iter, period, job.max_iter):
+            rank_states.gather(buffers=True)
+            for each in models:
+                average_buffers(each)
+            if comm.is_main_process():
+                saver.period = 1
+                saver.step(trainer.iter)
+            comm.synchronize()
+        return checkpointer.get_checkpoint_file()
+
     main_process = comm.is_main_process()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=scheduler),
             ema,
-            BufferAverager(
-                [model] if ema is None else [model, evaluated],
-                [period, job.eval_period],
-            ),
+            progress,
+            BufferAverager(models, [period, job.eval_period]),
+            rank_states,
             saver if main_process else None,
+            StopOnSignal(job.stop_signals, save_now),
             EvalHook(job.eval_period, evaluate_now),
         ]
     )
@@ -170,16 +209,56 @@ def train(job: Job, resume: bool) -> Results:
         if resume:
             logger.info("No checkpoint in %s to resume from: starting anew", job.output_dir)
         _set_aside(Path(job.output_dir) / "metrics.json")
-    trainer.data_loader = job.build_train_loader()
+    progress.begin(job.seed, start_iter)
+    loader = job.build_train_loader(progress.seed, progress.position)
+    trainer.data_loader = loader
+    if plan.total:
+        logger.info("%s", plan)
+    if job.exact_resume:
+        trainer.seed = progress.seed
+        logger.info("Seed %d, from position %d of the data", progress.seed, progress.position)
+    if isinstance(loader, TrainLoader):
+        progress.check_dataset(loader.num_samples)
+        if job.bad_data == "skip":
+            trainer.register_hooks([SkippedImages(lambda: loader.skipped, job.log_period)])
     if main_process:
         # Made here, as opening a writer creates its file.
         writers = default_writers(job.output_dir, job.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=job.log_period)])
-    trainer.train(start_iter, job.max_iter)
+    try:
+        trainer.train(start_iter, job.max_iter)
+    except TrainingStopped:
+        # No rank exits, and has the others ended with it, before all have closed their files.
+        comm.synchronize()
+        raise
+    except RuntimeError as error:
+        # torch reports it from a signal handler, in whatever the process was doing.
+        if "DataLoader worker" not in str(error) or not isinstance(loader, TrainLoader):
+            raise
+        raise WorkerError(_describe_dead_workers(loader, trainer.iter, error)) from error
     if main_process:
         _finish(job, evaluated, results, checkpointer.get_checkpoint_file())
     comm.synchronize()
     return results
+
+
+def _wrap(job: Job, model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel, with several processes."""
+    ddp = dict(job.ddp)
+    if job.device == "cpu":
+        ddp["device_ids"] = None
+    return create_ddp_model(model, **ddp)
+
+
+def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeError) -> str:
+    workers = "; ".join(loader.dead_workers()) or str(error)
+    return (
+        f"the data loader of rank {comm.get_rank()} lost a process at iteration {iteration}: "
+        f"{workers}\n"
+        "  Killed without a message, it was most often the machine that ran out of memory: use "
+        "fewer workers, or a smaller prefetch_factor (dataloader.train.…), or give the job more "
+        "memory. --resume goes on from the last checkpoint."
+    )
 
 
 def evaluate(job: Job, resume: bool) -> Results:

@@ -1,17 +1,20 @@
-"""The training step: detectron2's, with mixed precision anywhere, clipping, and a guard."""
+"""The training step: detectron2's, with accumulation, mixed precision anywhere, and a guard."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
+
+from ..data.seeding import seed_all
 
 __all__ = ["Trainer"]
 
@@ -19,13 +22,20 @@ __all__ = ["Trainer"]
 class Trainer(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, on CUDA and CPU.
 
-    A step is `forward`, `check_losses`, `backward`, `update`; subclasses (gradient accumulation,
-    for example) change one of them or their order in `run_step`.
+    A step is `forward`, `check_losses`, `backward` for each of its micro-batches, then `update`;
+    subclasses change one of them or their order in `run_step`. The step's loss is the mean over
+    its micro-batches, and everything else (clipping, loss scaling, hooks, iterations, logged
+    numbers) happens once a step.
 
     Args:
         model: returns a dict of losses (or one) for a batch; DistributedDataParallel or plain.
-        data_loader: yields batches, lists of dicts in detectron2's format.
+        data_loader: yields micro-batches, lists of dicts in detectron2's format.
         optimizer: of the model's parameters.
+        accumulation_steps: micro-batches of each rank in a step. Ranks exchange gradients in the
+            last one only.
+        seed: seeds all random numbers of a forward with (seed, iteration, number of the
+            micro-batch in the step, counted over all ranks), so that they depend on nothing
+            before; None leaves the generators alone.
         device: ``"cuda"`` or ``"cpu"``, for autocast.
         amp_dtype: autocast to this type; None trains in float32. float16 gets a loss scaler.
         clip_grad: ``max_norm`` and ``norm_type`` of ``clip_grad_norm_``; None does not clip.
@@ -38,12 +48,16 @@ class Trainer(SimpleTrainer):
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         *,
+        accumulation_steps: int = 1,
+        seed: int | None = None,
         device: str = "cuda",
         amp_dtype: torch.dtype | None = None,
         clip_grad: dict[str, Any] | None = None,
         last_checkpoint: Callable[[], str] = lambda: "",
     ) -> None:
         super().__init__(model, data_loader, optimizer)
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
         self.device_type = device.partition(":")[0]
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
@@ -56,17 +70,35 @@ class Trainer(SimpleTrainer):
         """One iteration. Raises FloatingPointError, before anything changes, as `check_losses`."""
         if not self.model.training:
             raise RuntimeError("the model is in eval mode; a hook did not restore train mode")
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
+        data_time = 0.0
+        collected: list[dict[str, Tensor]] = []
         self.optimizer.zero_grad()
-        losses = self.forward(batch)
-        self.check_losses(losses, batch)
-        self.backward(torch.stack([loss.reshape(()) for loss in losses.values()]).sum())
+        with _StepMeans(get_event_storage()) as scalars:
+            for micro_batch in range(self.accumulation_steps):
+                start = time.perf_counter()
+                batch = next(self._data_loader_iter)
+                data_time += time.perf_counter() - start
+                self._seed(micro_batch)
+                with self._gradient_sync(micro_batch == self.accumulation_steps - 1):
+                    losses = self.forward(batch)
+                    self.check_losses(losses, batch)
+                    total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+                    self.backward(total / self.accumulation_steps)
+                collected.append({name: loss.detach() for name, loss in losses.items()})
+        scalars.write()
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self._write_metrics(_means(collected), data_time)
         self.update()
+
+    def _seed(self, micro_batch: int) -> None:
+        if self.seed is not None:
+            # As the data is shared out: micro-batch m of the step goes to rank m mod W.
+            m = micro_batch * comm.get_world_size() + comm.get_rank()
+            seed_all("forward", self.seed, self.iter, m)
+
+    def _gradient_sync(self, enabled: bool) -> AbstractContextManager[Any]:
+        no_sync = getattr(self.model, "no_sync", nullcontext)
+        return nullcontext() if enabled else no_sync()
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses of a batch, under autocast when mixed precision is on.
@@ -149,3 +181,32 @@ class Trainer(SimpleTrainer):
         # Empty when that run had no scaler.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+class _StepMeans(EventStorage):
+    """Takes what the model logs in a step's micro-batches; each number's mean goes to ``outer``."""
+
+    def __init__(self, outer: EventStorage) -> None:
+        super().__init__(outer.iter)
+        self._outer = outer
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        self._outer.put_image(img_name, img_tensor)
+
+    def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
+        self._outer.put_histogram(hist_name, hist_tensor, bins)
+
+    def latest(self) -> Any:
+        return self._outer.latest()
+
+    def write(self) -> None:
+        for name, history in self.histories().items():
+            hint = self.smoothing_hints()[name]
+            self._outer.put_scalar(name, history.global_avg(), smoothing_hint=hint)
+
+
+def _means(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([each[name].float().reshape(()) for each in losses]).mean()
+        for name in losses[0]
+    }

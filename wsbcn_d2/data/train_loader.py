@@ -1,0 +1,279 @@
+"""Training images in an order that the recipe decides, not the number of processes.
+
+There is one endless sequence of dataset indices, as detectron2's samplers produce it. An index and
+its position in that sequence are a *sample*. Optimizer step s takes the next ``total_batch_size``
+samples, cuts them into micro-batches, and gives micro-batch m to rank m mod W. A sample's
+augmentation is drawn from (seed, position). So which images a step sees, and how they are
+augmented, depends on the recipe's seed and batch only; and a run continues anywhere by skipping
+indices, without loading an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import operator
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch.utils.data as torchdata
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+
+from .seeding import hashed, seeded
+
+__all__ = ["BadDataError", "TrainLoader", "WorkerError", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+Sample = tuple[int, int]
+# Replacements tried for one sample, and how many images of a rank may be bad before their share
+# counts: the first image of a run is either 0% or 100%.
+_ATTEMPTS = 10
+_FREE_SKIPS = 10
+
+
+class BadDataError(RuntimeError):
+    """An image or its annotations cannot be used; the message says which, and what to do."""
+
+
+class WorkerError(RuntimeError):
+    """A data loader worker died; the message says which, of which rank, and how."""
+
+
+def build_train_loader(
+    dataset: Any,
+    *,
+    mapper: Callable[[Any], Any] | None,
+    sampler: Any = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    images_per_gpu: int,
+    run_seed: int,
+    start: int = 0,
+    skip_bad: bool = False,
+    max_bad_share: float = 0.01,
+    **options: Any,
+) -> TrainLoader:
+    """detectron2's ``build_detection_train_loader``, whose first arguments these are, with an order
+    that does not depend on the processes.
+
+    With aspect-ratio grouping, a step's images are dealt out wide ones first: at most one of its
+    micro-batches holds both orientations. (detectron2 groups across steps instead, and so lets the
+    number of images per GPU decide which images a step sees.)
+
+    Args:
+        dataset: list of dicts or map-style dataset.
+        mapper: from an element of ``dataset`` to a model input; one for which it returns None is
+            replaced silently.
+        sampler: one of detectron2's training samplers; its rank and seed are replaced. None
+            shuffles anew each time through the dataset.
+        total_batch_size: images of an optimizer step, over all ranks.
+        images_per_gpu: images of a micro-batch.
+        run_seed: of order and augmentations, equal on all ranks.
+        start: position of the first sample.
+        skip_bad: whether an image that cannot be loaded is replaced, or an error.
+        max_bad_share: of the images of a rank; more replaced ones are an error.
+        options: arguments of torch's ``DataLoader``.
+
+    Raises:
+        ValueError: a sampler whose order cannot be made the same for all ranks, or a batch that
+            the micro-batches do not fill.
+    """
+    sequence = _global_order(sampler or TrainingSampler(len(dataset), seed=run_seed), run_seed)
+    wide = _wide(dataset) if aspect_ratio_grouping and images_per_gpu > 1 else None
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    micro_batches = _MicroBatches(sequence, total_batch_size, images_per_gpu, wide, start)
+    # Ours takes their place.
+    for name in ("seed", "drop_last"):
+        options.pop(name, None)
+    loader = torchdata.DataLoader(
+        _Samples(dataset, mapper, run_seed, skip_bad),
+        batch_sampler=micro_batches,
+        num_workers=num_workers,
+        collate_fn=_Collate(collate_fn),
+        worker_init_fn=_init_worker,
+        **options,
+    )
+    return TrainLoader(loader, len(dataset), max_bad_share)
+
+
+class TrainLoader:
+    """Endless iterable of this rank's micro-batches.
+
+    Attributes:
+        loader: torch's.
+        num_samples: images of the dataset.
+        loaded, skipped: images of this rank so far, and how many of them were bad and replaced.
+    """
+
+    def __init__(
+        self, loader: torchdata.DataLoader[Any], num_samples: int, max_bad_share: float
+    ) -> None:
+        self.loader = loader
+        self.num_samples = num_samples
+        self.loaded = self.skipped = 0
+        self._max_bad_share = max_bad_share
+        self._iterator: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Raises BadDataError where images are bad, or too many of them."""
+        self._iterator = iter(self.loader)
+        for batch, count, skipped in self._iterator:
+            self.loaded += count
+            for message in skipped:
+                self.skipped += 1
+                logger.warning("Skipped (number %d of this rank): %s", self.skipped, message)
+            if self.skipped > max(_FREE_SKIPS, self._max_bad_share * self.loaded):
+                raise BadDataError(
+                    f"rank {comm.get_rank()} had to skip {self.skipped} of its {self.loaded} "
+                    f"images, more than a share of {self._max_bad_share:g} (and than "
+                    f"{_FREE_SKIPS}); the last: {skipped[-1] if skipped else 'see above'}\n"
+                    "  Repair the dataset, or allow more: train.bad_data.max_share=… (lazy), "
+                    "DATALOADER.BAD_DATA.MAX_SHARE … (yaml)"
+                )
+            yield batch
+
+    def dead_workers(self) -> list[str]:
+        """What became of each worker process that ended before the training did."""
+        workers = getattr(self._iterator, "_workers", [])
+        lines = []
+        for i, worker in enumerate(workers):
+            worker.join(0)
+            if worker.exitcode is None:
+                continue
+            how = f"exited with code {worker.exitcode}"
+            if worker.exitcode < 0:
+                how = f"was killed by {signal.Signals(-worker.exitcode).name}"
+            lines.append(f"worker {i} of {len(workers)} (pid {worker.pid}) {how}")
+        return lines
+
+
+def _global_order(sampler: Any, seed: int) -> Iterator[int]:
+    names = ("_rank", "_world_size", "_seed")
+    if not all(hasattr(sampler, name) for name in names):
+        raise ValueError(
+            f"sampler ({type(sampler).__name__}) must be one of detectron2's training samplers, "
+            "whose order can be made the same for any number of processes; with another one, set "
+            "train.exact_resume=False (lazy) or SOLVER.EXACT_RESUME False (yaml)"
+        )
+    for name, value in zip(names, (0, 1, seed), strict=True):
+        setattr(sampler, name, value)
+    return iter(sampler)
+
+
+def _wide(dataset: Any) -> list[bool] | None:
+    """Whether each image is wider than high; None where that takes more than reading a list."""
+    if not isinstance(dataset, list) or not all("width" in d and "height" in d for d in dataset):
+        logger.warning(
+            "No aspect-ratio grouping: the dataset is no list of dicts with width and height"
+        )
+        return None
+    return [d["width"] > d["height"] for d in dataset]
+
+
+class _MicroBatches(torchdata.Sampler[list[Sample]]):
+    """The samples of each of this rank's micro-batches, endlessly."""
+
+    def __init__(
+        self,
+        sequence: Iterator[int],
+        total: int,
+        size: int,
+        wide: Sequence[bool] | None,
+        start: int,
+    ) -> None:
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+        if total < 1 or size < 1 or total % (size * self._world_size):
+            raise ValueError(
+                f"total_batch_size ({total}) must be a positive multiple of images_per_gpu "
+                f"({size}) × {self._world_size} process(es)"
+            )
+        self._sequence, self._total, self._size = sequence, total, size
+        self._wide, self._start = wide, start
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        samples = itertools.islice(enumerate(self._sequence), self._start, None)
+        count = self._total // self._size
+        while True:
+            step = list(itertools.islice(samples, self._total))
+            wide = self._wide
+            if wide is not None:
+                step = sorted(step, key=lambda sample: not wide[sample[1]])
+            for m in range(self._rank, count, self._world_size):
+                yield step[m * self._size : (m + 1) * self._size]
+
+
+class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
+    """Sample → the mapped image, and a message for each bad one that it replaces."""
+
+    def __init__(
+        self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int, skip_bad: bool
+    ) -> None:
+        self._dataset, self._seed, self._skip_bad = dataset, seed, skip_bad
+        self._mapper = mapper or (lambda record: record)
+
+    def __getitem__(self, sample: Sample) -> tuple[Any, list[str]]:
+        position, index = sample
+        skipped: list[str] = []
+        for attempt in range(_ATTEMPTS):
+            record: Any = None
+            try:
+                with seeded("sample", self._seed, position, attempt):
+                    record = self._dataset[index]
+                    mapped = self._mapper(record)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a decoder or an augmentation makes of bad data
+                message = _describe(record, index, position, error)
+                if not self._skip_bad:
+                    raise BadDataError(
+                        f"{message}\n  To go on with another image instead: "
+                        "train.bad_data.action=skip (lazy), DATALOADER.BAD_DATA.ACTION skip (yaml)"
+                    ) from error
+                skipped.append(message)
+            else:
+                if mapped is not None:
+                    return mapped, skipped
+            index = hashed("replacement", self._seed, position, attempt) % len(self._dataset)
+        raise BadDataError(
+            f"{_ATTEMPTS} images in a row cannot be used for the sample at position {position}: "
+            + ("\n  ".join(skipped) or "the mapper returned None for them")
+        )
+
+
+def _describe(record: Any, index: int, position: int, error: Exception) -> str:
+    fields = record if isinstance(record, dict) else {}
+    return (
+        f"image {fields.get('file_name', '(no file name)')} (image_id "
+        f"{fields.get('image_id', 'unknown')}, dataset index {index}, position {position} of the "
+        f"run) cannot be used: {type(error).__name__}: {error}"
+    )
+
+
+class _Collate:
+    """(mapped image, messages) pairs → (batch, number of images, all messages)."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, samples: list[tuple[Any, list[str]]]) -> tuple[Any, int, list[str]]:
+        batch: Any = list(map(operator.itemgetter(0), samples))
+        messages = [message for _, skipped in samples for message in skipped]
+        if self._collate_fn is not None:
+            batch = self._collate_fn(batch)
+        return batch, len(samples), messages
+
+
+def _init_worker(_: int) -> None:
+    # A scheduler's SIGTERM goes to all processes of a job. The rank finishes its step, for which
+    # it needs its workers; the one that ends them comes from the rank itself.
+    def ignore_once(signum: int, _: Any) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, ignore_once)

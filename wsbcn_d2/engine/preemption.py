@@ -1,0 +1,114 @@
+"""Stopping in good order: on a signal, a checkpoint after the current step, then an exit status."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+__all__ = ["EXIT_STOPPED", "StopOnSignal", "TrainingStopped", "forward_signals"]
+
+logger = logging.getLogger(__name__)
+
+# EX_TEMPFAIL of sysexits.h: "the user is invited to retry later".
+EXIT_STOPPED = 75
+
+
+class TrainingStopped(SystemExit):
+    """The training stopped because it was asked to; ``--resume`` goes on from its checkpoint.
+
+    A `SystemExit`: where nobody catches it, the process exits with the status `EXIT_STOPPED` (75).
+
+    Attributes:
+        iteration: the last one done.
+        checkpoint: path of the checkpoint saved after it.
+    """
+
+    def __init__(self, iteration: int, checkpoint: str) -> None:
+        super().__init__(EXIT_STOPPED)
+        self.iteration = iteration
+        self.checkpoint = checkpoint
+
+
+class StopOnSignal(HookBase):
+    """Stop all ranks after the same step, once any of them has received a signal.
+
+    The signals may reach the ranks at different times, or one only: after each step one
+    ``all_reduce`` of one number over gloo (on the CPU: no GPU waits) says whether any has. After
+    the last step there is nothing to stop.
+
+    Args:
+        signals: such as ``signal.SIGUSR2``. They are caught during the training, and as before
+            after it.
+        save: saves a checkpoint and returns its path. All ranks call it, and none may return
+            before it is there.
+
+    Raises:
+        TrainingStopped: from the training, on all ranks, once the checkpoint is written.
+    """
+
+    def __init__(self, signals: Sequence[int], save: Callable[[], str]) -> None:
+        self._signals = signals
+        self._save = save
+        self._received: int = 0
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in self._signals:
+                self._previous[signum] = signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, _: Any) -> None:
+        self._received = signum
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if not self._signals or iteration + 1 >= self.trainer.max_iter:
+            return
+        received = self._received
+        if comm.get_world_size() > 1:
+            flag = torch.tensor([received])
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
+            received = int(flag)
+        if not received:
+            return
+        name = signal.Signals(received).name
+        logger.info("%s received: saving a checkpoint after iteration %d", name, iteration)
+        path = self._save()
+        logger.info("Stopped after iteration %d; --resume goes on from %s", iteration, path)
+        raise TrainingStopped(iteration, path)
+
+    def after_train(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+
+@contextmanager
+def forward_signals(signals: Sequence[int]) -> Iterator[None]:
+    """Inside, this process hands these signals on to its child processes and goes on.
+
+    For the process that spawned the ranks: who signals it means them.
+    """
+
+    def forward(signum: int, _: Any) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signum)
+
+    previous = {signum: signal.signal(signum, forward) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
