@@ -25,6 +25,11 @@ train = dict(
     bad_data=dict(action="error", max_share=0.01),
     # On these, save a checkpoint after the current step and exit with status 75.
     stop_signals=["SIGUSR2"],
+    # Sparse SN (SSN): its radius grows until all ratios are one-hot after this share of max_iter.
+    ssn_full_at=1.0,
+    # SN's batch average: after the last step, running statistics become plain averages over this
+    # many batches of each process (the paper: 50k images), but not ema's. 0: moving averages.
+    batch_average_iters=0,
     # Mixed precision. dtype: "float16" (with loss scaling) or "bfloat16"; CPUs take bfloat16.
     amp=dict(enabled=False, dtype="float16"),
     # DistributedDataParallel, with more than one process.
@@ -34,6 +39,9 @@ train = dict(
         find_unused_parameters=False,
         fp16_compression=False,
     ),
+    # Processes that pool the statistics of a synchronized norm (SyncSN, SyncBCN; BCN's estimates):
+    # 0 for all, "node" for those of a machine, or a number that divides theirs.
+    sync_group_size=0,
     # Gradients of a larger total norm are scaled down to max_norm.
     clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0),
     # Exponential moving average of weights and buffers: evaluated and saved when enabled.

@@ -40,8 +40,8 @@ def batches(monkeypatch, steps, rank=0, world_size=1, **options):
 def steps_of_ranks(monkeypatch, steps, world_size, **options):
     """The step's micro-batches in their global order."""
     ranks = [batches(monkeypatch, steps, r, world_size, **options) for r in range(world_size)]
-    return [[ranks[m % world_size][s][m // world_size] for m in range(world_size * len(ranks[0][s]))]
-            for s in range(steps)]  # fmt: skip
+    count = world_size * len(ranks[0][0])
+    return [[ranks[m % world_size][s][m // world_size] for m in range(count)] for s in range(steps)]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

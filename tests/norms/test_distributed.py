@@ -1,4 +1,4 @@
-"""SyncSN and "sync" BCN on 2 and 4 gloo ranks against one float64 formula over all of them.
+"""SyncSN and BCN on 2 and 4 gloo ranks against one float64 formula over all of them.
 
 All cases of one world size run in a single set of processes; the tests look at what came back.
 """
@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from tests.norms.oracles import (
+    along,
     batch_channel_norm,
     pooled_positions,
     randomize,
@@ -49,6 +50,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "sync_sn_grouped": lambda: SyncSwitchNorm2d(C, num_groups=3),
     "sync_sn_bn": lambda: SyncSwitchNorm2d(C, statistics=("bn",), momentum=None),
     "bcn_sync": lambda: BatchChannelNorm2d(C, 2, eps=1e-3, momentum=0.3, statistics="sync"),
+    "bcn": lambda: BatchChannelNorm2d(C, 2, eps=1e-3, momentum=0.3),
 }
 SHAPES: dict[str, Callable[[int], Shape]] = {
     "equal": lambda rank: (2, C, 5, 4),
@@ -238,6 +240,7 @@ def in_groups(rank: int, world_size: int) -> dict[str, Any]:
     for name, norm in (
         ("sync_sn", SyncSwitchNorm2d(C, eps=1e-3, process_group=groups[rank // 2])),
         ("bcn_sync", BatchChannelNorm2d(C, 2, 1e-3, 0.3, "sync", process_group=groups[rank // 2])),
+        ("bcn", BatchChannelNorm2d(C, 2, 1e-3, 0.3, process_group=groups[rank // 2])),
     ):
         norm.load_state_dict(build(f"{name}-different_n").state_dict())
         norm.double()
@@ -295,19 +298,31 @@ class Expected:
         if getattr(norm, "unbiased", False):
             mean, var = (t.flatten() for t in sn_statistics(torch.cat(self.x), unbiased=True)["bn"])
         self.y, moved = [], var
+        prefix = "bn." if "bn.weight" in self.names else ""
+        rate = (1.0 if norm.momentum is None else norm.momentum) if positions else 0.0
+        old = self.states[0]
+        estimates = getattr(norm, "statistics", "") == "estimate"
+        if estimates:
+            # Moved before use, the variance about the old mean; no gradient.
+            if positions:
+                about = old["bn.running_mean"]
+                moved = pooled_positions([(x - along(about, x)) ** 2 for x in self.x])[0]
+            used = [
+                torch.lerp(old[f"bn.running_{name}"], t, rate).detach()
+                for name, t in (("mean", mean), ("var", moved))
+            ]
         for x, state in zip(self.x, self.states, strict=True):
             if not x.numel():
                 self.y.append(x * 1)
             elif isinstance(norm, BatchChannelNorm2d | BatchChannelNorm1d):
-                self.y.append(batch_channel_norm(x, state, norm.num_groups, mean, var, norm.eps))
-                moved = var * positions / max(positions - 1, 1)
+                inner = used if estimates else (mean, var)
+                self.y.append(batch_channel_norm(x, state, norm.num_groups, *inner, norm.eps))
+                if not estimates:
+                    moved = var * positions / max(positions - 1, 1)
             else:
                 bn = (mean, var)
                 y = switch_norm(x, state, norm.statistics, norm.eps, norm.unbiased, bn)
                 self.y.append(y)
-        prefix = "bn." if "bn.weight" in self.names else ""
-        rate = (1.0 if norm.momentum is None else norm.momentum) if positions else 0.0
-        old = self.states[0]
         self.buffers = {
             f"{prefix}running_mean": torch.lerp(old[f"{prefix}running_mean"], mean.detach(), rate),
             f"{prefix}running_var": torch.lerp(old[f"{prefix}running_var"], moved.detach(), rate),
@@ -369,7 +384,9 @@ def test_one_collective_each_way_and_none_in_evaluation(
     """Design trap 2: the released layer keeps its all_reduce in evaluation."""
     for rank in ranks:
         result = rank["synced"][case]
-        assert result["forward"] == [2 * C + 1] and result["backward"] == [2 * C]
+        assert result["forward"] == [2 * C + 1]
+        # No gradient flows through estimates.
+        assert result["backward"] == ([] if case.startswith("bcn-") else [2 * C])
         assert result["evaluation"] == []
         assert result["no_grad"] == [2 * C + 1]
 
@@ -388,9 +405,12 @@ def test_an_empty_rank_has_zero_gradients_not_none(case: str, ranks: list[dict[s
 def test_checkpointing_moves_estimates_once(
     case: str, reentrant: bool, ranks: list[dict[str, Any]]
 ) -> None:
-    """Design trap 12; recomputing pools over ranks again, in step."""
+    """Design trap 12; what the ranks pooled the first time is used again, not asked for again."""
     results = [r["checkpointed"][case][f"reentrant={reentrant}"] for r in ranks]
     check(results, Expected(case, list(range(len(ranks)))))
+    for rank, result in zip(ranks, results, strict=True):
+        assert result["forward"] == rank["synced"][case]["forward"]
+        assert result["backward"] == rank["synced"][case]["backward"]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +419,8 @@ def test_checkpointing_moves_estimates_once(
 def test_second_derivatives_cross_ranks(case: str, ranks: list[dict[str, Any]]) -> None:
     expected = Expected(case, list(range(len(ranks))))
     dx, _ = expected.grads(create_graph=True)
-    wanted = torch.autograd.grad(sum((g**2).sum() for g in dx), expected.x)
+    squares = sum((g**2).sum() for g in dx)
+    wanted = torch.autograd.grad(squares, expected.x, materialize_grads=True)
     for rank, second in zip(ranks, wanted, strict=True):
         assert_close(rank["twice"][case], second)
 
@@ -452,7 +473,7 @@ def test_batch_average_is_averaged_over_ranks(ranks: list[dict[str, Any]]) -> No
             assert_close(buffers["running_var"].double(), var, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sync_sn", "bcn_sync"])
+@pytest.mark.parametrize("name", ["sync_sn", "bcn_sync", "bcn"])
 def test_a_process_group_pools_its_own_ranks_only(name: str, ranks: list[dict[str, Any]]) -> None:
     for first in range(0, len(ranks), 2):
         members = [first, first + 1]

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from tests.norms.oracles import tensors
 from wsbcn_d2.norms.statistics import (
     frozen,
-    group_world_size,
     move_running_statistics,
     pool_batch,
     pool_channels,
@@ -78,7 +77,3 @@ def test_frozen_means_that_no_own_parameter_is_trained() -> None:
     assert not frozen(module)
     module.bias.requires_grad_(False)
     assert frozen(module) and not frozen(module, nn.BatchNorm1d(3))
-
-
-def test_without_a_process_group_the_world_is_one() -> None:
-    assert group_world_size(None) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["compare_norms", "describe_norms", "infer_norms"]
+__all__ = ["compare_norms", "describe_norms", "infer_norms", "match_names"]
 
 # By the start of a class name, the more special ones first.
 _KINDS = (
@@ -135,7 +135,7 @@ def compare_norms(
 
 
 def _compare_kinds(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
-    matched = _match(theirs, ours)
+    matched = match_names(theirs, ours)
     differing: dict[tuple[str, str], list[str]] = {}
     for their_name, name in matched.items():
         pair = (theirs[their_name], ours[name])
@@ -163,7 +163,7 @@ def _compare_ws(
 ) -> list[str]:
     if theirs is None:
         weights = [key.removesuffix(".weight") for key in state if key.endswith(".weight")]
-        matched = set(_match(weights, ours).values()) or set(ours if state else ())
+        matched = set(match_names(weights, ours).values()) or set(ours if state else ())
         names = [name for name in ours if ours[name] and name in matched]
         if not names:
             return []
@@ -171,7 +171,7 @@ def _compare_ws(
             "weight standardization: checkpoint does not say (probably none), model standardizes "
             f"{len(names)} of {len(matched)} convolutions, such as {names[0]}"
         ]
-    pairs = [(theirs[a], ours[b], b) for a, b in _match(theirs, ours).items()]
+    pairs = [(theirs[a], ours[b], b) for a, b in match_names(theirs, ours).items()]
     lines = []
     for in_ours, text in ((True, "not in the model's"), (False, "not in the checkpoint's")):
         names = [name for a, b, name in pairs if a != b and a == in_ours]
@@ -185,7 +185,7 @@ def _compare_ws(
     return lines
 
 
-def _match(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
+def match_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
     """Their name → our name, where equal or where ours only has a prefix more."""
     ours = list(ours)
     known = set(ours)

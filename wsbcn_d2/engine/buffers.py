@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["average_buffers"]
 
 _STATISTICS = ("running_mean", "running_var")
+_COUNTER = "num_batches_tracked"
 
 
 @torch.no_grad()
@@ -17,28 +18,34 @@ def average_buffers(model: nn.Module) -> int:
     """Average the running means and variances of ``model`` over the ranks, in place.
 
     detectron2 trains with ``broadcast_buffers=False``, so each rank follows its own images: each
-    would evaluate a slightly different model, and the checkpoint would hold rank 0's. The other
-    buffers (counters, anchors, fixed flags) are left alone.
+    would evaluate a slightly different model, and the checkpoint would hold rank 0's. Counters of
+    batches, which differ where ranks had empty ones, become the largest. The other buffers
+    (anchors, fixed flags) are left alone.
 
-    Every rank must call it: one ``all_reduce`` for each floating type among the buffers, of all of
-    them together. With one process it does nothing.
+    Every rank must call it: one ``all_reduce`` of all means and variances, one of all counters.
+    Buffers that agree keep their values to the last bit. With one process it does nothing.
 
     Returns:
-        how many buffers were averaged.
+        how many means and variances were averaged.
     """
     world_size = comm.get_world_size()
     if world_size == 1:
         return 0
-    buffers = [
-        buffer
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] in _STATISTICS and buffer.is_floating_point()
-    ]
-    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
-        group = [buffer for buffer in buffers if buffer.dtype == dtype]
-        flat = torch.cat([buffer.reshape(-1) for buffer in group])
-        dist.all_reduce(flat)
-        flat /= world_size
-        for buffer, mean in zip(group, flat.split([b.numel() for b in group]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
-    return len(buffers)
+    named = [(name.rpartition(".")[2], buffer) for name, buffer in model.named_buffers()]
+    statistics = [b for name, b in named if name in _STATISTICS and b.is_floating_point()]
+    counters = [b for name, b in named if name == _COUNTER]
+    # The float64 sum of equal float32 numbers is exact, and so is its quotient.
+    _reduce(statistics, torch.float64, dist.ReduceOp.SUM, world_size)
+    _reduce(counters, torch.int64, dist.ReduceOp.MAX, 1)
+    return len(statistics)
+
+
+def _reduce(buffers: list[Tensor], dtype: torch.dtype, op: dist.ReduceOp, divisor: int) -> None:
+    if not buffers:
+        return
+    flat = torch.cat([buffer.reshape(-1).to(dtype) for buffer in buffers])
+    dist.all_reduce(flat, op)
+    if divisor != 1:
+        flat /= divisor
+    for buffer, value in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(value.view_as(buffer))

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.defaults import DefaultTrainer
 from omegaconf import DictConfig, OmegaConf
 
+from ..norms.turns import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
 from .errors import ConfigError
@@ -34,6 +35,7 @@ __all__ = [
     "resolve_config_file",
     "resolve_device",
     "stop_signals",
+    "sync_group_size",
 ]
 
 Config: TypeAlias = "CfgNode | DictConfig"
@@ -181,6 +183,8 @@ def _add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.IMAGES_PER_GPU = 0
     cfg.SOLVER.SCALE_LR = CfgNode({"ENABLED": False, "REFERENCE_BATCH_SIZE": 16})
     cfg.SOLVER.CORRECT_MOMENTUM = False
+    cfg.SOLVER.SSN_FULL_AT = 1.0
+    cfg.SOLVER.BATCH_AVERAGE_ITERS = 0
     cfg.SOLVER.EXACT_RESUME = True
     cfg.SOLVER.STOP_SIGNALS = ("SIGUSR2",)
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
@@ -226,12 +230,30 @@ def dataset_names(cfg: Config, split: str) -> list[str]:
     return found
 
 
+def sync_group_size(cfg: Config) -> int | str:
+    """How many processes pool the statistics of synchronized norms: 0 for all, or ``"node"``.
+
+    Raises:
+        ConfigError: neither a number nor "node".
+    """
+    name = "train.sync_group_size" if is_lazy(cfg) else "MODEL.WSBCN.SYNC_GROUP_SIZE"
+    size = cfg.train.sync_group_size if is_lazy(cfg) else cfg.MODEL.WSBCN.SYNC_GROUP_SIZE
+    if size is None:
+        return 0
+    if size == "node" or (isinstance(size, int) and not isinstance(size, bool)):
+        return size
+    raise ConfigError(
+        f"{name} ({size!r}) must be a number of processes, 0 for all, or 'node' for those of a "
+        "machine"
+    )
+
+
 def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
     """Find what is wrong with a run before any process is started for it.
 
     Raises:
         ConfigError: datasets that are not registered or not there, a starting checkpoint that is
-            not there, or a batch that the processes cannot share equally.
+            not there, or a batch or groups of norms that the processes cannot share equally.
     """
     for split in ["test"] if args.eval_only else ["train", "test"]:
         for name in dataset_names(cfg, split):
@@ -243,6 +265,12 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
         raise ConfigError(f"{key}: no file {weights} (looked for {os.path.abspath(path)})")
     if not args.eval_only:
         batch_plan(cfg, world_size)
+        size = sync_group_size(cfg)
+        if isinstance(size, int):
+            try:
+                check_group_size(size, world_size)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
 
 def batch_plan(cfg: Config, world_size: int) -> BatchPlan | None:

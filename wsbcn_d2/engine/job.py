@@ -36,7 +36,15 @@ from torch import nn
 
 from ..data.train_loader import TrainLoader, build_train_loader
 from .batch import BatchPlan
-from .config import Config, batch_plan, dataset_names, is_lazy, output_folder, stop_signals
+from .config import (
+    Config,
+    batch_plan,
+    dataset_names,
+    is_lazy,
+    output_folder,
+    stop_signals,
+    sync_group_size,
+)
 from .errors import ConfigError
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
@@ -69,6 +77,9 @@ class Job:
         clip_grad: arguments of ``clip_grad_norm_``, or None.
         ema_decay: decay of the weights' moving average, or None.
         ddp: arguments of ``create_ddp_model``.
+        ssn_full_at: share of the training after which SSN's ratios are one-hot.
+        batch_average_iters: batches a process of `update_batch_average` at the end; 0 for none.
+        sync_group_size: processes that pool norm statistics; 0 for all, ``"node"`` for a machine's.
         seed: negative for a new one each run.
         exact_resume: whether the order of the data and all random numbers follow from the seed, so
             that a resumed run is the run that was never interrupted.
@@ -96,6 +107,9 @@ class Job:
     clip_grad: dict[str, float] | None = None
     ema_decay: float | None = None
     ddp: dict[str, Any]
+    ssn_full_at: float
+    batch_average_iters: int
+    sync_group_size: int | str = 0
     seed: int
     exact_resume: bool
     scale_lr: int | None = None
@@ -220,6 +234,9 @@ class LazyJob(Job):
         if train.ema.enabled:
             self.ema_decay = train.ema.decay
         self.ddp = dict(train.ddp)
+        self.ssn_full_at = train.ssn_full_at
+        self.batch_average_iters = train.batch_average_iters
+        self.sync_group_size = sync_group_size(cfg)
         self.seed = train.seed
         self.exact_resume = train.exact_resume
         if train.scale_lr.enabled:
@@ -331,6 +348,9 @@ class YamlJob(Job):
         if cfg.SOLVER.EMA.ENABLED:
             self.ema_decay = cfg.SOLVER.EMA.DECAY
         self.ddp = {"broadcast_buffers": False}
+        self.ssn_full_at = cfg.SOLVER.SSN_FULL_AT
+        self.batch_average_iters = cfg.SOLVER.BATCH_AVERAGE_ITERS
+        self.sync_group_size = sync_group_size(cfg)
         self.seed = cfg.SEED
         self.exact_resume = cfg.SOLVER.EXACT_RESUME
         if cfg.SOLVER.SCALE_LR.ENABLED:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..checkpoint import WSBCNCheckpointer
 from ..data.train_loader import TrainLoader, WorkerError
+from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
 from .config import (
@@ -34,9 +35,11 @@ from .config import (
     resolve_device,
     stop_signals,
 )
+from .full_disk import explaining_full_disk, keep_logging, patient_writers
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import launch, planned_world_size, under_torchrun
+from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .preemption import EXIT_STOPPED, StopOnSignal, TrainingStopped, forward_signals
 from .resume import Progress, RankStates
 from .trainer import Trainer
@@ -85,9 +88,10 @@ def run(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> Results:
     """One process of a run. Returns the last evaluation's results (on rank 0)."""
     cfg, device = _load(args)
-    _set_up(cfg, args)
-    job = build_job(cfg, device)
-    return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
+    with explaining_full_disk(output_folder(cfg)):
+        _set_up(cfg, args)
+        job = build_job(cfg, device)
+        return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
 
 
 def _load(args: argparse.Namespace) -> tuple[Config, str]:
@@ -111,6 +115,7 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     default_setup(cfg, args)
+    keep_logging(folder)
 
 
 def train(job: Job, resume: bool) -> Results:
@@ -138,6 +143,7 @@ def train(job: Job, resume: bool) -> Results:
     if job.correct_momentum and plan.steps > 1:
         changed = correct_momentum(model, plan.steps)
         logger.info("Corrected the momentum of %d layers for accumulation", changed)
+    _synchronize_norms(job, model)
     optimizer = job.build_optimizer(model)
     if job.scale_lr is not None and plan.total:
         scale_learning_rate(optimizer, plan.total, job.scale_lr)
@@ -157,7 +163,8 @@ def train(job: Job, resume: bool) -> Results:
     ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
     # The average first: the ranks' own buffers, loaded with the trainer, are its too.
     state = {"trainer": trainer} if ema is None else {"ema": ema.averaged, "trainer": trainer}
-    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, **state)
+    images = plan.images_per_gpu or None
+    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, images_per_process=images, **state)
     # With a period of 0, at the end only.
     period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
     saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
@@ -182,6 +189,13 @@ def train(job: Job, resume: bool) -> Results:
             comm.synchronize()
         return checkpointer.get_checkpoint_file()
 
+    batch_average = None
+    if job.batch_average_iters > 0:
+        batch_average = BatchAverage(
+            model,
+            job.batch_average_iters,
+            lambda: job.build_train_loader(progress.seed, progress.position),
+        )
     main_process = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -189,6 +203,9 @@ def train(job: Job, resume: bool) -> Results:
             hooks.LRScheduler(scheduler=scheduler),
             ema,
             progress,
+            SparsityRamp(model, job.ssn_full_at),
+            RatioWriter(model, job.log_period),
+            batch_average,
             BufferAverager(models, [period, job.eval_period]),
             rank_states,
             saver if main_process else None,
@@ -223,7 +240,7 @@ def train(job: Job, resume: bool) -> Results:
             trainer.register_hooks([SkippedImages(lambda: loader.skipped, job.log_period)])
     if main_process:
         # Made here, as opening a writer creates its file.
-        writers = default_writers(job.output_dir, job.max_iter)
+        writers = patient_writers(job.output_dir, job.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=job.log_period)])
     try:
         trainer.train(start_iter, job.max_iter)
@@ -261,6 +278,21 @@ def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeEr
     )
 
 
+def _synchronize_norms(job: Job, model: nn.Module) -> None:
+    node = job.sync_group_size == "node"
+    size = comm.get_local_size() if node else int(job.sync_group_size)
+    # With that argument, DistributedDataParallel lets ranks skip modules; then so may the norms.
+    may_skip = bool(job.ddp.get("find_unused_parameters", False))
+    pooling = prepare_sync_norms(model, size, may_skip=may_skip)
+    if pooling:
+        logger.info(
+            "%d norm layers pool their statistics over %d processes each%s",
+            pooling,
+            size or comm.get_world_size(),
+            "; ranks may skip some" if may_skip else "",
+        )
+
+
 def evaluate(job: Job, resume: bool) -> Results:
     """Evaluate ``job.init_checkpoint``, or with ``resume`` the last checkpoint. All ranks call it.
 
@@ -271,8 +303,8 @@ def evaluate(job: Job, resume: bool) -> Results:
     state = {} if ema is None else {"ema": ema.averaged}
     checkpointer = WSBCNCheckpointer(model, job.output_dir, **state)
     path = job.init_checkpoint
-    if resume and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
+    if resume:
+        path = checkpointer.find_loadable() or path
     if not path:
         logger.warning(
             "Evaluating untrained weights: no checkpoint was named (train.init_checkpoint=… or "

@@ -9,9 +9,11 @@ from .config import add_wsbcn_config
 from .lazy import use_norm
 from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
+from .stems import CeilPoolStem
 from .weight_standardization import WSConv2d, standardize_convs, standardized
 
 __all__ = [
+    "CeilPoolStem",
     "InstanceNorm2d",
     "WSConv2d",
     "WSFastRCNNConvFCHead",

@@ -17,11 +17,22 @@ def add_wsbcn_config(cfg: CfgNode) -> None:
       part whatever it says.
     * ``MODEL.WSBCN.EPS`` (1e-5), ``MODEL.WSBCN.EPS_MODE`` ("outside"): as in
       `wsbcn_d2.norms.standardize_weight`.
+    * ``MODEL.WSBCN.SYNC_GROUP_SIZE`` (None): ``train_net.py`` pools the statistics of synchronized
+      norms in groups of so many processes, or of those of a machine (``"node"``); over all of them
+      with None or 0. See `wsbcn_d2.norms.prepare_sync_norms`.
 
     Norms are chosen with detectron2's own keys: ``MODEL.RESNETS.NORM``, ``MODEL.FPN.NORM``,
     ``MODEL.ROI_BOX_HEAD.NORM``, ``MODEL.ROI_MASK_HEAD.NORM``, ….
     """
-    cfg.MODEL.WSBCN = CfgNode({"STANDARDIZE": False, "EPS": 1e-5, "EPS_MODE": "outside"})
+    cfg.MODEL.WSBCN = CfgNode(
+        {
+            "STANDARDIZE": False,
+            "EPS": 1e-5,
+            "EPS_MODE": "outside",
+            # Not 0, which yacs would not let be replaced by "node".
+            "SYNC_GROUP_SIZE": None,
+        }
+    )
 
 
 def ws_options(cfg: CfgNode) -> dict[str, Any]:

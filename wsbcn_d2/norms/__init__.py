@@ -13,6 +13,7 @@ from .switchable_norm import (
     SyncSwitchNorm2d,
     SyncSwitchNorm3d,
 )
+from .turns import prepare_sync_norms
 from .weight_standardization import WSConv1d, WSConv2d, WSConv3d, WSConvMixin, standardize_weight
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "WSConv3d",
     "WSConvMixin",
     "normalize",
+    "prepare_sync_norms",
     "sparsemax",
     "sparsestmax",
     "standardize_weight",

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .batch_channel_norm import _BatchChannelNorm
-from .statistics import frozen, group_world_size
+from .ranks import Ranks
+from .statistics import frozen
 from .switchable_norm import _SwitchNorm
 
 __all__ = ["update_batch_average"]
@@ -93,7 +94,7 @@ def update_batch_average(model: nn.Module, data_loader: Iterable[Any], num_iters
 
 
 def _average_over_ranks(holders: list[nn.Module]) -> None:
-    world_size = group_world_size(None)
+    world_size = Ranks().size()
     if world_size == 1:
         return
     tensors: list[Tensor] = []

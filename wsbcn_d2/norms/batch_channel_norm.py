@@ -14,14 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .affine import normalize
+from .affine import normalize, recomputing
+from .ranks import PoolsOverRanks
+from .recall import Recall
 from .statistics import (
+    average_about,
     frozen,
-    group_world_size,
     move_running_statistics,
     pool_batch,
     pool_channels,
     pool_ranks,
+    pooled_moments,
+    sum_about,
 )
 
 __all__ = ["BatchChannelNorm1d", "BatchChannelNorm2d", "BatchChannelNorm3d"]
@@ -43,7 +47,7 @@ class _ChannelStatistics(nn.InstanceNorm1d):
         self.momentum = momentum
 
 
-class _BatchChannelNorm(nn.GroupNorm):
+class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
     """BCN over ``(N, C, *)``; see `BatchChannelNorm2d`."""
 
     _input_dims: tuple[int, ...]
@@ -76,6 +80,7 @@ class _BatchChannelNorm(nn.GroupNorm):
         self.momentum = momentum
         self.statistics = statistics
         self.process_group = process_group
+        self.recall = Recall()
         self.bn = _ChannelStatistics(num_features, momentum, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -123,39 +128,67 @@ class _BatchChannelNorm(nn.GroupNorm):
         offset = gain * (z_mean - group_mean.unsqueeze(-1)) + bias.unsqueeze(-1)
         return (gain * slope).flatten(-2), offset.flatten(-2)
 
+    def pools(self) -> bool:
+        return self.statistics != "batch"
+
     def _inner_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        running_mean, running_var = self.bn.running_mean, self.bn.running_var
-        assert running_mean is not None and running_var is not None
         if self.training and not frozen(self, self.bn):
             self.bn.momentum = self.momentum
-            if self.statistics == "estimate":
-                self._move_estimates(positions, mean.detach(), var.detach())
-            else:
+            if self.statistics != "estimate":
                 return self._batch_statistics(positions, mean, var)
-        return running_mean.to(mean.dtype), running_var.to(mean.dtype)
+            used = self.recall.find(mean, positions)
+            if used is not None:
+                return used[0], used[1]
+            self._move_estimates(positions, mean.detach(), var.detach())
+            self.recall.keep(mean, positions, *self._running(mean.dtype))
+        return self._running(mean.dtype)
+
+    def _running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        running_mean, running_var = self.bn.running_mean, self.bn.running_var
+        assert running_mean is not None and running_var is not None
+        return running_mean.to(dtype), running_var.to(dtype)
 
     @torch.no_grad()
     def _move_estimates(self, positions: int, mean: Tensor, var: Tensor) -> None:
         # The paper's order: the variance is taken about the estimate from before the move.
-        assert self.bn.running_mean is not None
-        about = (mean - self.bn.running_mean).square()
+        old = self.bn.running_mean
+        assert old is not None
+        if self.ranks.size() > 1 and not recomputing():
+            sums = sum_about(mean, var, positions, old.double())
+            self.ranks.take_turn(differentiable=False)
+            self.ranks.add_up(sums)
+            self.absorb(sums)
+            return
         count = mean.shape[0]
-        second = (var + about).sum(0) / max(count, 1)
+        second = (var + (mean - old).square()).sum(0) / max(count, 1)
         move_running_statistics(self.bn, mean.sum(0) / max(count, 1), second, count * positions)
 
     def _batch_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if self.statistics == "sync" and group_world_size(self.process_group) > 1:
+        if self.statistics == "sync" and self.ranks.size() > 1:
             assert self.bn.running_mean is not None
-            pooled = pool_ranks(mean, var, positions, self.bn.running_mean, self.process_group)
-            pooled_mean, pooled_var, count = pooled
-            unbias: float | Tensor = (count / (count - 1).clamp(min=1)).to(var.dtype)
-            move_running_statistics(self.bn, pooled_mean, pooled_var * unbias, count)
+            pooled_mean, pooled_var, total = pool_ranks(
+                mean, var, positions, self.bn.running_mean, self.ranks, self.recall
+            )
+            self._move_to_pooled(pooled_mean, pooled_var, total)
         else:
             pooled_mean, pooled_var = pool_batch(mean, var)
-            total = mean.shape[0] * positions
-            unbias = total / max(total - 1, 1)
-            move_running_statistics(self.bn, pooled_mean, pooled_var * unbias, total)
+            count = mean.shape[0] * positions
+            unbias = count / max(count - 1, 1)
+            move_running_statistics(self.bn, pooled_mean, pooled_var * unbias, count)
         return pooled_mean, pooled_var
+
+    def _move_to_pooled(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        unbias = (count / (count - 1).clamp(min=1)).to(var.dtype)
+        move_running_statistics(self.bn, mean, var * unbias, count)
+
+    def absorb(self, sums: Tensor) -> None:
+        old, self.bn.momentum = self.bn.running_mean, self.momentum
+        assert old is not None
+        if self.statistics == "estimate":
+            offset, second, count = average_about(sums)
+            move_running_statistics(self.bn, old.double() + offset, second, count)
+        else:
+            self._move_to_pooled(*pooled_moments(sums, old))
 
     def extra_repr(self) -> str:
         return (

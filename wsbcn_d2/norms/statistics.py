@@ -11,18 +11,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import recomputing
+from .ranks import Ranks
+from .recall import Recall
 
 __all__ = [
+    "average_about",
     "frozen",
-    "group_world_size",
     "move_running_statistics",
     "pool_batch",
     "pool_channels",
     "pool_ranks",
+    "pooled_moments",
+    "sum_about",
 ]
 
 
@@ -42,84 +45,119 @@ def pool_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool_ranks(
-    mean: Tensor,
-    var: Tensor,
-    positions: int,
-    shift: Tensor,
-    process_group: dist.ProcessGroup | None = None,
+    mean: Tensor, var: Tensor, positions: int, shift: Tensor, ranks: Ranks, recall: Recall
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pool over the batches of all ranks: one all_reduce forward, one backward.
 
     Every rank must call it, a rank with an empty batch too. Ranks count by their number of
-    positions, so batches and maps of different size pool as if joined.
+    positions, so batches and maps of different size pool as if joined. The recomputation of an
+    activation checkpoint gets the sums of the first time, and issues the backward one only.
 
     Args:
         mean, var: ``(N, C)`` row statistics of this rank.
         positions: L, the positions of one row on this rank.
         shift: ``(C,)``, equal on all ranks; the sums are taken about it. With float64 sums this
             leaves nothing to cancel.
-        process_group: the ranks to pool over; the default group if None.
+        ranks: to pool over.
+        recall: of the layer, for recomputations.
 
     Returns:
         ``mean (C,)``, ``var (C,)`` and the number of positions pooled (0-dim, float64).
     """
-    shift = shift.double()
+    known = recall.find(mean, positions)
+    if known is None:
+        shift = shift.double()
+        sums = sum_about(mean, var, positions, shift)
+        # Without a gradient, ranks that skip the layer have nothing to make up for either.
+        owed = ranks.take_turn(differentiable=sums.requires_grad)
+        sums = _AllReduce.apply(sums, ranks, owed, None)
+        recall.keep(mean, positions, shift, sums)
+    else:
+        shift, total = known
+        sums = sum_about(mean, var, positions, shift)
+        sums = _AllReduce.apply(sums, ranks, (), total)
+    pooled_mean, pooled_var, count = pooled_moments(sums, shift)
+    return pooled_mean.to(mean.dtype), pooled_var.to(var.dtype), count
+
+
+def pooled_moments(sums: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance ``(C,)`` and the count from all ranks' `sum_about`, in float64."""
+    offset, second, count = average_about(sums)
+    return shift.double() + offset, (second - offset.square()).clamp(min=0), count
+
+
+def sum_about(mean: Tensor, var: Tensor, positions: int, shift: Tensor) -> Tensor:
+    """The ``(2C + 1,)`` float64 sums of x - shift and its square over all positions, and how many.
+
+    Sums of several ranks add up. ``shift`` is ``(C,)``, float64.
+    """
     centered = mean.double() - shift
-    sums = torch.cat(
+    return torch.cat(
         [
             centered.sum(0) * positions,
             (var.double() + centered.square()).sum(0) * positions,
             centered.new_full((1,), mean.shape[0] * positions),
         ]
     )
-    first, second, count = _AllReduce.apply(sums, process_group).split(
-        [mean.shape[1], mean.shape[1], 1]
-    )
-    total = count.detach().clamp(min=1)
-    offset = first / total
-    pooled_var = (second / total - offset.square()).clamp(min=0)
-    return (shift + offset).to(mean.dtype), pooled_var.to(var.dtype), count.detach()[0]
+
+
+def average_about(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means ``(C,)`` of x - shift and its square, and the count, from `sum_about`'s sums."""
+    channels = sums.shape[0] // 2
+    first, second, count = sums.split([channels, channels, 1])
+    count = count.detach()
+    total = count.clamp(min=1)
+    return first / total, second / total, count[0]
 
 
 class _AllReduce(torch.autograd.Function):
     """Sum over ranks; the gradient of a sum is the sum of the gradients.
 
     The last number, the count of positions, has no gradient and is left out on the way back.
+    ``owed`` are the widths of the layers that this rank has skipped since its last turn: the others
+    wait for its part of their gradients too. ``known`` is the sum, where it is.
     """
 
     @staticmethod
-    def forward(ctx: Any, sums: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-        ctx.process_group = process_group
+    def forward(
+        ctx: Any, sums: Tensor, ranks: Ranks, owed: tuple[int, ...], known: Tensor | None
+    ) -> Tensor:
+        ctx.ranks, ctx.owed = ranks, owed
+        if known is not None:
+            return known.clone()
         sums = sums.clone()
-        dist.all_reduce(sums, group=process_group)
+        ranks.add_up(sums)
         return sums
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        reduced = _AllReduceGradient.apply(grad[:-1], ctx.process_group)
-        return torch.cat([reduced, torch.zeros_like(grad[-1:])]), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        reduced = _AllReduceGradient.apply(grad[:-1], ctx.ranks, (), ctx.owed[::-1])
+        return torch.cat([reduced, torch.zeros_like(grad[-1:])]), None, None, None
 
 
 class _AllReduceGradient(torch.autograd.Function):
-    """Sum over ranks, its own derivative: makes `_AllReduce` twice differentiable."""
+    """Sum over ranks, its own derivative: makes `_AllReduce` twice differentiable.
+
+    ``before`` and ``after`` are the widths of the sums that this rank has nothing to add to.
+    """
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-        ctx.process_group = process_group
+    def forward(
+        ctx: Any, grad: Tensor, ranks: Ranks, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> Tensor:
+        ctx.ranks, ctx.before, ctx.after = ranks, before, after
         grad = grad.clone()
-        dist.all_reduce(grad, group=process_group)
+        for width in before:
+            ranks.add_up(grad.new_zeros(width))
+        ranks.add_up(grad)
+        for width in after:
+            ranks.add_up(grad.new_zeros(width))
         return grad
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _AllReduceGradient.apply(grad, ctx.process_group), None
-
-
-def group_world_size(process_group: dist.ProcessGroup | None) -> int:
-    """The number of ranks in the group; 1 where torch.distributed is not initialized."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    return dist.get_world_size(process_group)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        before, after = ctx.after[::-1], ctx.before[::-1]
+        return _AllReduceGradient.apply(grad, ctx.ranks, before, after), None, None, None
 
 
 def frozen(*modules: nn.Module) -> bool:

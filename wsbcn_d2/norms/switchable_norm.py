@@ -17,13 +17,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .affine import normalize
+from .ranks import PoolsOverRanks
+from .recall import Recall
 from .statistics import (
     frozen,
-    group_world_size,
     move_running_statistics,
     pool_batch,
     pool_channels,
     pool_ranks,
+    pooled_moments,
 )
 
 __all__ = [
@@ -236,7 +238,7 @@ class _SwitchNorm(nn.Module):
         )
 
 
-class _SyncSwitchNorm(_SwitchNorm):
+class _SyncSwitchNorm(PoolsOverRanks, _SwitchNorm):
     """SN whose BN statistics pool over ranks; see `SyncSwitchNorm2d`."""
 
     def __init__(
@@ -255,23 +257,38 @@ class _SyncSwitchNorm(_SwitchNorm):
             num_features, eps, momentum, statistics, num_groups, unbiased, device, dtype
         )
         self.process_group = process_group
+        self.recall = Recall()
+
+    def pools(self) -> bool:
+        return "bn" in self.statistics
 
     def _batch_statistics(
         self, positions: int, is_1d: bool, mean: Tensor, var: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if group_world_size(self.process_group) == 1:
+        if self.ranks.size() == 1:
             return super()._batch_statistics(positions, is_1d, mean, var)
         assert self.running_mean is not None
         batch_mean, batch_var, count = pool_ranks(
-            mean, var, positions, self.running_mean, self.process_group
+            mean, var, positions, self.running_mean, self.ranks, self.recall
         )
-        if self.unbiased and is_1d:
-            batch_var = batch_var * (count / (count - 1).clamp(min=1)).to(batch_var.dtype)
+        batch_var = self._corrected(is_1d, batch_var, count)
         move_running_statistics(self, batch_mean, batch_var, count)
         return batch_mean, batch_var
 
+    def _corrected(self, is_1d: bool, var: Tensor, count: Tensor) -> Tensor:
+        if not (self.unbiased and is_1d):
+            return var
+        return var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+
+    def absorb(self, sums: Tensor) -> None:
+        assert self.running_mean is not None
+        mean, var, count = pooled_moments(sums, self.running_mean)
+        # The input's dimension is not known here: vectors are what has no "in" statistic.
+        is_1d = 2 in self._input_dims and "in" not in self.statistics
+        move_running_statistics(self, mean, self._corrected(is_1d, var, count), count)
+
     def _warn_about_single_images(self, x: Tensor) -> None:
-        if group_world_size(self.process_group) == 1:
+        if self.ranks.size() == 1:
             super()._warn_about_single_images(x)
 
 

@@ -143,8 +143,9 @@ class WSConvMixin:
 
     A weight counts as changed when any optimizer has stepped, when torch's version counter moved
     (``load_state_dict``, ``init`` functions, any in-place operator), when it is another tensor
-    (``.to()``, a swap), and on ``train()`` and ``eval()``. A write through ``weight.data`` or by a
-    collective (``dist.broadcast``) is invisible to torch: call ``train()`` or ``eval()`` after one.
+    (``.to()``, a swap) or put in place again (``fully_shard`` gathers it for each forward), and on
+    ``train()`` and ``eval()``. A write through ``weight.data`` or by a collective
+    (``dist.broadcast``) is invisible to torch: call ``train()`` or ``eval()`` after one.
     """
 
     weight: Tensor
@@ -174,6 +175,13 @@ class WSConvMixin:
         if torch.is_grad_enabled() and weight.requires_grad:
             return _Standardize.apply(weight, self.eps, self.eps_mode, cache[1])
         return cache[1][0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # fully_shard puts the weight in place anew for each forward: one tensor, whose version and,
+        # by chance, address are those of the values before.
+        if name == "weight":
+            self.__dict__.pop("_standardized", None)
+        super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Any:
         self.__dict__.pop("_standardized", None)

@@ -1,0 +1,252 @@
+"""Published ResNet weights made loadable: detectron2's names and shapes, and what they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .norm_fields import convert_fields, norm_kind, split_norms
+from .pretraining import Pretraining, describe_pretraining
+from .reading import read_checkpoint, unwrap
+from .sources import SOURCES, recognize, translate
+from .statistics import finish_batch_average
+
+__all__ = ["Conversion", "convert_state", "convert_weights"]
+
+logger = logging.getLogger(__name__)
+
+# How many names an error shows.
+_SHOWN = 10
+
+
+@dataclass
+class Conversion:
+    """What a conversion made, and what became of every key of the file.
+
+    Attributes:
+        state: tensors under detectron2's names, from ``stem`` to ``res5``.
+        pretraining: see `Pretraining`.
+        norms: kind of each norm and WS of each convolution, as `describe_norms` has them.
+        mapped: the file's key → its new name.
+        ignored: the file's key → why the backbone does without.
+        missing: stages that the file does not have.
+        notes: where it was taken from what the weights themselves do not say.
+    """
+
+    state: dict[str, Tensor]
+    pretraining: Pretraining
+    norms: dict[str, Any]
+    mapped: dict[str, str]
+    ignored: dict[str, str]
+    missing: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """What the weights are, and the counts of keys."""
+        lines = [f"note:         {note}" for note in self.notes]
+        missing = f", without {', '.join(self.missing)}" if self.missing else ""
+        counts = f"{len(self.mapped)} mapped, {len(self.ignored)} ignored{missing}"
+        return "\n".join([self.pretraining.summary(), f"keys:         {counts}", *lines])
+
+    def report(self) -> str:
+        """A line for every key of the file, and the `summary`."""
+        lines = [f"mapped   {key} -> {name}" for key, name in self.mapped.items()]
+        lines += [f"ignored  {key}: {reason}" for key, reason in self.ignored.items()]
+        lines += [f"missing  {stage}: not in the file" for stage in self.missing]
+        return "\n".join([*lines, self.summary()])
+
+
+def convert_weights(
+    path: str | Path, output: str | Path, *, trust: bool = False, **options: Any
+) -> Conversion:
+    """Convert a checkpoint file into one that detectron2 loads into any ResNet backbone.
+
+    The new file has ``model``, ``matching_heuristics`` (so that the names fit a backbone wherever
+    it sits in a model), ``norms`` and ``pretraining``, which `WSBCNCheckpointer` compares with the
+    model that it loads them into. It appears whole or not at all.
+
+    Args:
+        path: the published file.
+        output: the new one, ``….pth``.
+        trust: as in `read_checkpoint`.
+        options: as in `convert_state`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as in `read_checkpoint`, `unwrap` and `convert_state`, or ``output`` does not
+            end in ``.pth``, by which detectron2 knows the format.
+    """
+    path, output = Path(path), Path(output)
+    if output.suffix != ".pth":
+        raise ValueError(f"output ({output}) must end in .pth: detectron2 knows the format by it")
+    state, around = unwrap(read_checkpoint(path, trust))
+    try:
+        conversion = convert_state(state, around, **{"file_name": path.name, **options})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    content = {
+        "model": conversion.state,
+        "__author__": "wsbcn_d2",
+        "matching_heuristics": True,
+        "norms": conversion.norms,
+        "pretraining": asdict(conversion.pretraining),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.tmp{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    logger.info("Converted %s to %s\n%s", path, output, conversion.summary())
+    return conversion
+
+
+def convert_state(
+    state: Mapping[str, Tensor],
+    around: Mapping[str, Any] | None = None,
+    *,
+    file_name: str = "",
+    source: str | None = None,
+    batch_average_count: int | None = None,
+    **told: Any,
+) -> Conversion:
+    """Convert tensors by name, from `unwrap`.
+
+    Args:
+        state: the tensors.
+        around: what else the file held.
+        file_name: its name; some sources say there what the content does not.
+        source: a key of `SOURCES`; None: recognized.
+        batch_average_count: K, for a file of SN's batch-average mode, whose running statistics are
+            sums over K mini-batches.
+        told: what the caller knows better than the file: ``ws``, ``minibatch``, ``stride_in_1x1``,
+            ``input_format``, ``pixel_mean``, ``pixel_std``, as in `Pretraining`.
+
+    Raises:
+        ValueError: an unknown source; a key that has no place in detectron2's ResNet, or a tensor
+            that is missing or misshapen (nothing is passed over in silence); running statistics
+            that are sums, and no ``batch_average_count``; WS that only the caller can know of.
+    """
+    around = around or {}
+    if source is None:
+        source = recognize(state, around, file_name)
+    elif source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
+    mapped, ignored, tensors = _translate_all(source, state)
+    ignored |= {key: "not a tensor" for key in around}
+    norms = split_norms(tensors)
+    keys = {name: key for key, name in mapped.items()}
+    for name, became in finish_batch_average(norms, tensors, batch_average_count).items():
+        if became:
+            mapped[keys[name]] = became
+        else:
+            ignored[keys[name]] = "the running statistics are the other ones"
+            del mapped[keys[name]]
+    kinds = {name: norm_kind(name, fields) for name, fields in norms.items()}
+    if any(key.endswith("estbn_moving_speed") for key in state):
+        kinds = {name: kind.replace("BatchBCN", "BCN") for name, kind in kinds.items()}
+    wrong = sorted(set(kinds.values()) - set(SOURCES[source].norms))
+    if wrong:
+        raise ValueError(
+            f"norms are {', '.join(wrong)}, but weights from {SOURCES[source].title} (source "
+            f"{source!r}) have {' or '.join(SOURCES[source].norms)}; leave the source out to have "
+            "it recognized"
+        )
+    for name, fields in norms.items():
+        converted = convert_fields(name, kinds[name], fields)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in converted.items()}
+    tensors = dict(sorted(tensors.items()))
+    missing = _check_complete(tensors, kinds)
+    norm = ", ".join(sorted(set(kinds.values())))
+    pretraining, notes = describe_pretraining(source, norm, tensors, around, file_name, told)
+    convs = [
+        k.removesuffix(".weight") for k in tensors if re.search(r"(conv\d|shortcut)\.weight$", k)
+    ]
+    described = {"norms": kinds, "convs": {name: pretraining.ws for name in convs}}
+    return Conversion(tensors, pretraining, described, mapped, ignored, missing, notes)
+
+
+def _translate_all(
+    source: str, state: Mapping[str, Tensor]
+) -> tuple[dict[str, str], dict[str, str], dict[str, Tensor]]:
+    """The mapped names, the ignored ones with reasons, and the mapped tensors."""
+    mapped: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state.items():
+        name, reason = translate(source, key)
+        if name is not None:
+            if name in tensors:
+                raise ValueError(f"two keys are {name}: {key} and another")
+            mapped[key], tensors[name] = name, tensor
+        elif reason:
+            ignored[key] = reason
+        elif key.endswith("_b") and not tensor.any():
+            ignored[key] = "a bias of zero before a norm"  # Detectron's blobs have them
+        else:
+            unknown.append(f"{key} {tuple(tensor.shape)}")
+    if unknown:
+        shown = "\n  ".join(unknown[:_SHOWN])
+        raise ValueError(
+            f"{len(unknown)} of {len(state)} keys have no place in a ResNet of detectron2 (7x7 "
+            "stem, post-activation blocks, 1x1 shortcuts) as weights from "
+            f"{SOURCES[source].title} (source {source!r}). The first:\n  {shown}"
+        )
+    if source == "sn_detection" and any(re.search(r"bn1\.weight$|_bn_s$", key) for key in mapped):
+        raise ValueError(
+            "these are frozen BNs, folded to an affine map: take detectron2's own weights, such as "
+            "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+        )
+    return mapped, ignored, tensors
+
+
+def _check_complete(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> list[str]:
+    """Names of the stages that are not there; raises where part of a stage is not."""
+    stages: dict[int, dict[int, set[str]]] = {2: {0: set()}}
+    for key in tensors:
+        match = re.match(r"res(\d)\.(\d+)\.(conv\d|shortcut)\.", key)
+        if match:
+            stage = stages.setdefault(int(match[1]), {})
+            stage.setdefault(int(match[2]), set()).add(match[3])
+    convs = {name for stage in stages.values() for names in stage.values() for name in names}
+    last = "conv3" if "conv3" in convs else "conv2"
+    wanted = ["stem.conv1"]
+    for number, stage in stages.items():
+        for block in range(max(stage) + 1):
+            names = stage.get(block, set()) | {"conv1", "conv2", last}
+            first, final = (
+                tensors.get(f"res{number}.{block}.{conv}.weight") for conv in ("conv1", last)
+            )
+            if first is not None and final is not None and first.shape[1] != final.shape[0]:
+                names = names | {"shortcut"}
+            wanted += [f"res{number}.{block}.{name}" for name in sorted(names)]
+    lacking = [f"{conv}.weight" for conv in wanted if f"{conv}.weight" not in tensors]
+    lacking += [f"{conv}.norm" for conv in wanted if f"{conv}.norm" not in kinds]
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} weights or norms are missing, such as {', '.join(lacking[:_SHOWN])}: "
+            "a model would keep random values there"
+        )
+    for conv in wanted:
+        # BCN's own weight is one per group, its inner one per channel.
+        inner = tensors.get(f"{conv}.norm.bn.weight")
+        width = len(tensors[f"{conv}.norm.weight"] if inner is None else inner)
+        if width != len(tensors[f"{conv}.weight"]):
+            raise ValueError(
+                f"{conv}.norm has {width} channels, its convolution has "
+                f"{len(tensors[f'{conv}.weight'])}"
+            )
+    return [f"res{number}" for number in range(2, 6) if number not in stages]

@@ -1,0 +1,192 @@
+"""How published weights were trained, as far as it matters to who loads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .sources import SOURCES
+
+__all__ = ["Pretraining", "describe_pretraining"]
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of images in 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+_TOLD = ("ws", "minibatch", "stride_in_1x1", "input_format", "pixel_mean", "pixel_std")
+
+
+@dataclass
+class Pretraining:
+    """What a converted file says of its weights.
+
+    Attributes:
+        source: a key of `wsbcn_d2.checkpoint.sources.SOURCES`.
+        file: name of the file that was converted.
+        norm: kind, as `describe_norms` names it.
+        ws, ws_eps_mode: whether the convolutions were standardized, and which way.
+        unbiased: whether SN's variances were, as in the authors' code.
+        minibatch: images that batch statistics were taken over (a GPU's); None: not known.
+        blocks: residual blocks in each stage, from res2 on.
+        bottleneck: whether they are bottlenecks, or basic blocks.
+        groups, width_per_group: 32 and 4 for ResNeXt 32x4d.
+        stride_in_1x1: where a bottleneck has its stride: the first 1x1, or the 3x3 convolution.
+        stem_pool: ``"padded"`` or ``"ceil"``; see `Source`.
+        input_format, pixel_mean, pixel_std: ``"RGB"`` or ``"BGR"`` in 0..255, in that order.
+    """
+
+    source: str
+    file: str = ""
+    norm: str = ""
+    ws: bool = False
+    ws_eps_mode: str = "outside"
+    unbiased: bool = False
+    minibatch: int | None = None
+    blocks: tuple[int, ...] = ()
+    bottleneck: bool = True
+    groups: int = 1
+    width_per_group: int = 64
+    stride_in_1x1: bool = False
+    stem_pool: str = "padded"
+    input_format: str = "RGB"
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = IMAGENET_STD
+
+    def summary(self) -> str:
+        """A line for each thing."""
+        kind = "bottleneck" if self.bottleneck else "basic"
+        width = f", {self.groups}x{self.width_per_group}d" if self.groups > 1 else ""
+        norm = f"{self.norm} (unbiased variances)" if self.unbiased else self.norm
+        batch = "no batch statistics" if self.norm in ("GN", "SN_IN_LN") else "not known"
+        return "\n".join(
+            [
+                f"source:       {SOURCES[self.source].title}",
+                f"blocks:       {list(self.blocks)} ({kind}{width})",
+                f"norm:         {norm}",
+                f"standardized: {f'yes, eps {self.ws_eps_mode} the root' if self.ws else 'no'}",
+                f"minibatch:    {self.minibatch or batch}",
+                f"stride in:    {'1x1' if self.stride_in_1x1 else '3x3'}",
+                f"stem pooling: {self.stem_pool}",
+                f"input:        {self.input_format}, mean {list(self.pixel_mean)}, "
+                f"std {list(self.pixel_std)}",
+            ]
+        )
+
+
+def describe_pretraining(
+    source: str,
+    norm: str,
+    state: Mapping[str, Tensor],
+    around: Mapping[str, Any],
+    file_name: str,
+    told: Mapping[str, Any],
+) -> tuple[Pretraining, list[str]]:
+    """Put together what the source, the file, its name and the user know.
+
+    Args:
+        source: a key of `SOURCES`.
+        norm: kind of the norms.
+        state: the tensors under detectron2's names.
+        around: what else the file held.
+        file_name: its name.
+        told: fields of `Pretraining` that the user knows better; entries of None do not count.
+
+    Returns:
+        the description, and notes on what was taken from where.
+
+    Raises:
+        ValueError: nobody knows whether the convolutions were standardized, or what was told is no
+            such field or value.
+    """
+    told = {key: value for key, value in told.items() if value is not None}
+    for key in told:
+        if key not in _TOLD:
+            raise ValueError(f"unknown option {key!r}; known: {', '.join(_TOLD)}")
+    if told.get("input_format", "RGB") not in ("RGB", "BGR"):
+        raise ValueError(f"input_format ({told['input_format']!r}) must be 'RGB' or 'BGR'")
+    if told.get("minibatch", 1) < 1:
+        raise ValueError(f"minibatch ({told['minibatch']}) must be at least 1")
+    notes: list[str] = []
+    known = SOURCES[source]
+    first = state["res2.0.conv2.weight"]
+    stages = [re.match(r"res(\d)\.\d+\.conv1\.weight", key) for key in state]
+    counts = [sum(m is not None and int(m[1]) == stage for m in stages) for stage in range(2, 6)]
+    made = Pretraining(
+        source,
+        file_name,
+        norm,
+        ws_eps_mode=known.ws_eps_mode,
+        unbiased=known.unbiased,
+        blocks=tuple(count for count in counts if count),
+        bottleneck="res2.0.conv3.weight" in state,
+        groups=first.shape[0] // first.shape[1],
+        width_per_group=first.shape[1],
+        stem_pool=known.stem_pool,
+    )
+    config = _saved_config(around) if source == "mmdet" else ""
+    if config:
+        notes.append("stride and input are from the config in the file")
+        _read_config(made, config)
+    if "ws" not in told:
+        made.ws = _standardized(known.ws, norm, config, file_name, notes)
+    if "minibatch" not in told:
+        made.minibatch = _minibatch_from_name(source, file_name, notes)
+    for key, value in told.items():
+        setattr(made, key, tuple(value) if key.startswith("pixel") else value)
+    return made, notes
+
+
+def _saved_config(around: Mapping[str, Any]) -> str:
+    """The config that mmdetection saves in its checkpoints, as text."""
+    meta = around.get("meta")
+    for key in ("config", "cfg"):
+        if isinstance(meta, Mapping) and isinstance(meta.get(key), str):
+            return meta[key]
+    return ""
+
+
+def _read_config(made: Pretraining, config: str) -> None:
+    def value(name: str, pattern: str) -> str | None:
+        match = re.search(rf"\b{name}['\"]?\s*[=:]\s*{pattern}", config)
+        return match[1] if match else None
+
+    made.stride_in_1x1 = value("style", r"['\"](\w+)") == "caffe"
+    to_rgb = value("to_rgb", r"(\w+)") or value("bgr_to_rgb", r"(\w+)")
+    if to_rgb in ("False", "false"):
+        made.input_format = "BGR"
+    for name in ("mean", "std"):
+        numbers = value(name, r"\[([\d., ]+)\]")
+        if numbers is not None:
+            pixel = tuple(float(number) for number in numbers.split(",") if number.strip())
+            setattr(made, f"pixel_{name}", pixel)
+
+
+def _standardized(
+    known: bool | None, norm: str, config: str, file_name: str, notes: list[str]
+) -> bool:
+    if known is not None:
+        return known
+    if config:
+        notes.append("weight standardization, or not, is from the config in the file")
+        return "ConvWS" in config
+    if re.search(r"gn[_-]ws", file_name, re.IGNORECASE):
+        notes.append("weight standardization is from the file's name")
+        return True
+    if norm == "BN":
+        return False
+    raise ValueError(
+        "nothing in the file says whether these weights were trained with weight standardization, "
+        "and their names and shapes are the same: say --ws or --no-ws (ws=True, ws=False)"
+    )
+
+
+def _minibatch_from_name(source: str, file_name: str, notes: list[str]) -> int | None:
+    """SN's and SSN's files are named by (GPUs, images a GPU): "SN(8,32)", "ssn_8x2_75.848"."""
+    match = re.search(r"\(\d+, ?(\d+)\)|_\d+x(\d+)_", file_name)
+    if match is None or source not in ("sn", "ssn", "sn_detection"):
+        return None
+    notes.append("the minibatch is from the file's name")
+    return int(match[1] or match[2])

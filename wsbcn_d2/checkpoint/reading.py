@@ -1,0 +1,149 @@
+"""Reading checkpoint files of other projects, without running code that they bring."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["read_checkpoint", "unwrap"]
+
+# torch.save before 1.6: a pickle that starts with torch's magic number.
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+# What arrays and numbers of numpy are pickled as: they hold data and run nothing. numpy 2 moved
+# `core` to `_core`, and pickles name the module.
+_NUMPY_NAMES = {
+    f"numpy.{core}.multiarray.{name}": function
+    for core in ("core", "_core")
+    for name, function in (
+        ("_reconstruct", np.zeros(1).__reduce__()[0]),
+        ("scalar", np.float64(1).__reduce__()[0]),
+    )
+} | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+_NUMPY_DTYPES = [type(np.dtype(t)) for t in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+_HARMLESS = {"collections.OrderedDict", "_codecs.encode"}
+# Where the projects keep the state dict, the outermost first; timm and SN also have a text in
+# "model".
+_WRAPPERS = ("state_dict", "model", "blobs")
+
+
+def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
+    """What a checkpoint file holds: torch's files old and new, pickles of arrays, safetensors.
+
+    Args:
+        path: a local file.
+        trust: also read files that hold other objects than tensors, arrays and plain data. That
+            runs code of the file's choice: only for files whose origin you trust.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds other objects and is not trusted, or it is no checkpoint.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY_TORCH))
+    if not (start.startswith(b"PK") or start == _LEGACY_TORCH):
+        return _read_pickle(path, trust)
+    names: list[Any] = [(value, name) for name, value in _NUMPY_NAMES.items()]
+    try:
+        with torch.serialization.safe_globals([*names, *_NUMPY_DTYPES]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        raise ValueError(_refusal(path, str(error))) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs the package safetensors: pip install safetensors"
+        ) from error
+    return load_file(path)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses every name that is not an array's, or all containers' of plain data."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in _NUMPY_NAMES:
+            return _NUMPY_NAMES[full]
+        if full in _HARMLESS or (module == "numpy.dtypes" and name.endswith("DType")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"GLOBAL {full}")
+
+
+def _read_pickle(path: Path, trust: bool) -> Any:
+    # latin1: what arrays of Python 2 need.
+    unpickler = pickle.Unpickler if trust else _ArrayUnpickler
+    try:
+        with path.open("rb") as file:
+            return unpickler(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise ValueError(_refusal(path, str(error))) from error
+        raise ValueError(f"{path} is neither a torch file nor a pickle: {error}") from error
+    except Exception as error:  # a file that is no pickle can raise anything
+        raise ValueError(f"{path} is neither a torch file nor a pickle: {error}") from error
+
+
+def _refusal(path: Path, message: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    what = f" ({found.group(1)})" if found else ""
+    return (
+        f"{path} holds objects other than tensors{what}; reading them runs code of the file's "
+        "choice. If you trust its origin: --trust on the command line, trust=True in Python"
+    )
+
+
+def unwrap(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict inside a checkpoint, and what lay around it.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+
+    Returns:
+        tensors by name, without ``module.`` of (Distributed)DataParallel in front, floating ones in
+        float32; and everything else: the containers' other entries.
+
+    Raises:
+        ValueError: there are no tensors in it.
+    """
+    around: dict[str, Any] = {}
+    state = checkpoint
+    while isinstance(state, Mapping):
+        inner = [key for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
+        if not inner:
+            break
+        around |= {str(k): v for k, v in state.items() if k != inner[0]}
+        state = state[inner[0]]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"no state dict in the checkpoint, but a {type(state).__name__}")
+    tensors = {}
+    for key, value in state.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, Tensor):
+            value = value.detach()
+            tensors[str(key)] = value.float() if value.is_floating_point() else value
+        else:
+            around[str(key)] = value
+    if not tensors:
+        first = ", ".join(map(str, list(state)[:10])) or "nothing"
+        raise ValueError(f"no tensors in the checkpoint; its first keys: {first}")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors, around
