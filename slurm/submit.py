@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -11,7 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ examples:
 python slurm/status.py output/* shows how they are; python slurm/cancel.py output/a ends one.
 """
 
+_SLURM_CONF = os.environ.get("SLURM_CONF")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|AUTH", re.IGNORECASE)
 
 
@@ -90,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Check, print the plan, submit."""
     args = argument_parser().parse_args(arguments)
     command = shlex.join([sys.executable, *sys.argv] if arguments is None else arguments)
+    # What packages warn of when they are imported would hide what this has to say.
+    warnings.simplefilter("ignore")
     # After the command line: detectron2 takes seconds to import.
     from wsbcn_d2.engine import ConfigError
 
@@ -426,8 +431,7 @@ class _Batch:
         self, executor: SlurmExecutor, tasks: Sequence[TrainingTask], runs: Sequence[RunFolder]
     ) -> list[str]:
         try:
-            # Not the variables of a job that this may be running in.
-            with clean_env(), executor.batch():
+            with _outside_of_jobs(), executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except Exception as error:  # submitit's own, for whatever sbatch said
             raise SubmitError(f"sbatch: {_one_line(error)}") from error
@@ -438,7 +442,7 @@ class _Batch:
     def _test(self, executor: SlurmExecutor) -> None:
         """Have SLURM say whether the job can ever run; some clusters accept those that cannot."""
         script = executor._make_submission_file_text("true", "")
-        with clean_env():
+        with _outside_of_jobs():
             done = subprocess.run(
                 ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
             )
@@ -452,6 +456,16 @@ class _Scripted(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job that this may be running in."""
+    with clean_env():
+        # Not one of a job's: it says where the cluster is.
+        if _SLURM_CONF is not None:
+            os.environ["SLURM_CONF"] = _SLURM_CONF
+        yield
 
 
 def _one_line(text: object) -> str:
