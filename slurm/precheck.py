@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config
 from wsbcn_d2.engine.config import batch_plan, is_lazy, output_folder
 from wsbcn_d2.engine.errors import ConfigError
 
-__all__ = ["Plan", "check_run", "check_writable", "output_override"]
+__all__ = ["Plan", "check_run", "check_writable", "evaluation_override", "output_override"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,22 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
 
 def output_override(cfg: Any, folder: Path) -> list[str]:
     """The overrides that set the output folder."""
-    return [f"train.output_dir={folder}"] if is_lazy(cfg) else ["OUTPUT_DIR", str(folder)]
+    if not is_lazy(cfg):
+        return ["OUTPUT_DIR", str(folder)]
+    return [f"train.output_dir={_quoted(folder)}"]
+
+
+def evaluation_override(cfg: Any, folder: Path, weights: Path) -> list[str]:
+    """The overrides that evaluate ``weights`` and write to ``folder``."""
+    if not is_lazy(cfg):
+        return ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(weights)]
+    return [f"train.output_dir={_quoted(folder)}", f"train.init_checkpoint={_quoted(weights)}"]
+
+
+def _quoted(path: Path) -> str:
+    """In quotes where hydra would see more than a word."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def check_writable(folder: Path) -> None:

@@ -198,17 +198,16 @@ class _Batch:
     # --- what the jobs do ---
 
     def _tasks(self, evaluation: bool = False) -> list[TrainingTask]:
+        from precheck import evaluation_override
+
         profile = self._profile
         tasks = []
         for plan, run in zip(self._plans, self._runs, strict=True):
             opts = plan.opts
             if evaluation:
-                final = str(plan.output_dir / "model_final.pth")
-                folder = str(plan.output_dir / "eval")
-                if plan.lazy:
-                    opts = [*opts, f"train.output_dir={folder}", f"train.init_checkpoint={final}"]
-                else:
-                    opts = [*opts, "OUTPUT_DIR", folder, "MODEL.WEIGHTS", final]
+                final = plan.output_dir / "model_final.pth"
+                folder = plan.output_dir / "eval"
+                opts = [*opts, *evaluation_override(plan.cfg, folder, final)]
                 run = RunFolder(folder)
             tasks.append(
                 TrainingTask(

@@ -67,5 +67,5 @@ def split_values(text: str) -> list[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """A folder's name for a run."""
-    return re.sub(r"[^\w.=,+-]+", "_", ",".join(overrides))[:120]
+    """A folder's name for a run; without signs that mean something in an override."""
+    return re.sub(r"[^\w.+-]+", "_", "_".join(overrides)).strip("_")[:120]

@@ -178,7 +178,7 @@ def test_sweep_of_three_one_at_a_time_then_evaluations(user: User):
             "--tasks-per-node=1",
         ),
     )
-    runs = [f"sweep/optimizer.lr={lr}" for lr in ("0.01", "0.02", "0.03")]
+    runs = [f"sweep/optimizer.lr_{lr}" for lr in ("0.01", "0.02", "0.03")]
     assert [job.partition("_")[2] for job in jobs] == ["0", "1", "2"] * 2
     for run, job in zip(runs, jobs[3:], strict=True):
         assert user.wait_until_ended(f"{run}/eval", job) == "COMPLETED"
