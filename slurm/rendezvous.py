@@ -1,14 +1,16 @@
-"""Where the processes of a job meet: at a store of rank 0's; its port follows from the job.
+"""Where the processes of a job meet: at a store that rank 0 holds.
 
 Rank 0 opens the store before torch asks for it and keeps it, as torchrun's agent does; so no port
-is found free and then taken by somebody else. Another job's store on the same node is recognized
-by what it answers, and the next port is tried.
+is found free and then taken by somebody else. Where it is, rank 0 tells those who ask at one of a
+few ports that follow from the job's number: the first that is free. Whatever else listens there,
+such as another job on the same node, is told apart by its answer.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import zlib
 from datetime import timedelta
@@ -18,7 +20,7 @@ import torch.distributed as dist
 __all__ = ["PORTS_TRIED", "RendezvousError", "export", "meet", "ports_of", "resolve"]
 
 PORTS_TRIED = 10
-_KEY = "wsbcn_d2/job"
+_GREETING = "wsbcn_d2-rendezvous"
 
 
 class RendezvousError(RuntimeError):
@@ -61,48 +63,65 @@ def meet(rank: int, host: str, job: str, attempt: str, timeout: float) -> dist.T
         rank: of this process.
         host: of rank 0.
         job: its number decides the ports.
-        attempt: told apart from other jobs and earlier attempts by this.
+        attempt: told apart from other jobs and earlier attempts by this word.
         timeout: seconds for finding it.
 
     Raises:
         RendezvousError: no port is free; or rank 0 was not found.
     """
     resolve(host)
-    return _open(host, job, attempt) if rank == 0 else _find(rank, host, job, attempt, timeout)
+    if rank > 0:
+        port = _find(rank, host, job, attempt, timeout)
+        return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
+    # A port of the system's choice.
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    listener = _listen(host, job)
+    answer = f"{_GREETING} {attempt} {store.port}\n".encode()
+    threading.Thread(target=_answer, args=(listener, answer), daemon=True).start()
+    return store
 
 
-def _open(host: str, job: str, attempt: str) -> dist.TCPStore:
+def _listen(host: str, job: str) -> socket.socket:
     for port in ports_of(job):
         try:
-            store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False)
-        except (dist.DistError, RuntimeError):
+            return socket.create_server(("", port))
+        except OSError:
             continue
-        store.set(_KEY, attempt)
-        return store
     ports = ", ".join(map(str, ports_of(job)))
     raise RendezvousError(f"all ports that job {job} may use on {host} are in use: {ports}")
 
 
-def _find(rank: int, host: str, job: str, attempt: str, timeout: float) -> dist.TCPStore:
+def _answer(listener: socket.socket, answer: bytes) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(answer)
+        except OSError:  # who asked has gone
+            time.sleep(0.1)
+
+
+def _find(rank: int, host: str, job: str, attempt: str, timeout: float) -> int:
+    """The port of the attempt's store."""
     until = time.monotonic() + timeout
     seen = "nothing listens there"
     while time.monotonic() < until:
         for port in ports_of(job):
             try:
-                # A quick no, where TCPStore would try again until its time-out.
-                socket.create_connection((host, port), timeout=2).close()
-                store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
-                if store.get(_KEY).decode() == attempt:
-                    return store
-                seen = "other jobs listen there"
+                with socket.create_connection((host, port), timeout=2) as connection:
+                    words = connection.makefile().readline().split()
             except ConnectionRefusedError:
                 continue
-            except (OSError, dist.DistError, RuntimeError) as error:
-                seen = str(error).splitlines()[0]
+            except (OSError, ValueError) as error:
+                seen = f"port {port}: {error}"
+                continue
+            if words[:2] == [_GREETING, attempt]:
+                return int(words[2])
+            seen = f"something else listens on port {port}"
         time.sleep(0.5)
     raise RendezvousError(
         f"rank {rank} on {socket.gethostname()} did not find rank 0 on {host} within {timeout:g} "
-        f"seconds, on ports {ports_of(job)[0]} and following ({seen}). A firewall between the "
+        f"seconds, on port {ports_of(job)[0]} and the following ({seen}). A firewall between the "
         "nodes? Or has rank 0 failed: see its log"
     )
 
