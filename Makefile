@@ -21,7 +21,7 @@ export DETECTRON2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow lint clean distclean
+.PHONY: help setup train test test-slow test-slurm lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -80,13 +80,16 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow test-slurm: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-slurm: setup ## run the tests on a real SLURM; as root, with Debian's slurm-wlm and munge
+	$(PY) -m pytest -m slurm $(ARGS)
 
 lint: setup ## check style, format and types; fails on any finding
 	$(PY) -m ruff check .
