@@ -89,6 +89,7 @@ setup(
         "submitit>=1.4",
         "matplotlib",
         "scikit-learn",
+        "shapely",
         "tabulate",
         "tensorboard",
         "tqdm",

@@ -68,6 +68,7 @@ def test_finetune_recipe_trains_and_evaluates_from_random_weights(datasets, tmp_
         "configs/finetune/mask_rcnn_r50_fpn_ws_gn_2x.py",
         output,
         "train.device=cpu",
+        "train.init_checkpoint=",
         "train.max_iter=20",
         "train.log_period=5",
         f"train.output_dir={output}",

@@ -12,15 +12,15 @@ from .models.mask_rcnn_r18_fpn import model
 from .optim import optimizer
 from .train import train
 
-train.max_iter = 1800
-train.eval_period = 600
-train.checkpointer.period = 600
+train.max_iter = 2200
+train.eval_period = 550
+train.checkpointer.period = 550
 train.seed = 0
 
 optimizer.lr = 0.02
 
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
-    warmup_length=200 / 1800,
+    warmup_length=200 / 2200,
     warmup_factor=0.001,
 )

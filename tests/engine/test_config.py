@@ -15,7 +15,7 @@ from wsbcn_d2.engine import (
     resolve_config_file,
     resolve_device,
 )
-from wsbcn_d2.engine.config import dataset_names, is_lazy
+from wsbcn_d2.engine.config import dataset_names, is_lazy, sync_group_size
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 TRAIN = argparse.Namespace(eval_only=False)
@@ -174,3 +174,30 @@ def test_an_unknown_dataset_or_checkpoint_is_named(lazy_file, known_dataset):
     cfg.train.init_checkpoint = "nowhere.pth"
     with pytest.raises(ConfigError, match=r"train\.init_checkpoint: no file nowhere\.pth"):
         check_config(cfg, TRAIN, 1)
+
+
+YAML_SIZE = "MODEL.WSBCN.SYNC_GROUP_SIZE"
+
+
+@pytest.mark.parametrize(("asked", "size"), [(None, 0), ("0", 0), ("4", 4), ("node", "node")])
+def test_groups_of_synchronized_norms_in_both_config_kinds(lazy_file, asked, size):
+    lazy = load_config(lazy_file, [f"train.sync_group_size={asked}"] if asked else [])
+    yaml = load_config(resolve_config_file(ZOO), [YAML_SIZE, asked] if asked else [])
+    assert sync_group_size(lazy) == sync_group_size(yaml) == size
+
+
+def test_groups_that_the_processes_cannot_share_are_refused(lazy_file, known_dataset):
+    names = [f"dataloader.{split}.dataset.names={known_dataset}" for split in ("train", "test")]
+    cfg = load_config(lazy_file, [*names, "dataloader.train.total_batch_size=12"])
+    cfg.train.sync_group_size = 5
+    with pytest.raises(ConfigError, match=r"sync_group_size \(5\).*processes \(12\).*4 or 6, or 0"):
+        check_config(cfg, TRAIN, 12)
+    for fitting in (0, 1, 4, 12, "node"):
+        cfg.train.sync_group_size = fitting
+        check_config(cfg, TRAIN, 12)
+    cfg.train.sync_group_size = "machine"
+    with pytest.raises(ConfigError, match=r"train\.sync_group_size \('machine'\).*'node'"):
+        check_config(cfg, TRAIN, 12)
+    yaml = load_config(resolve_config_file(ZOO), [YAML_SIZE, "2.5"])
+    with pytest.raises(ConfigError, match=r"SYNC_GROUP_SIZE \(2\.5\)"):
+        sync_group_size(yaml)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -267,6 +268,28 @@ def in_bfloat16(rank: int, together: bool) -> dict[str, Tensor]:
     return grads | dict(model.named_buffers())
 
 
+def compiled(rank: int, world_size: int) -> list[dict[str, Tensor]]:
+    """Gradients and buffers after two steps, plain and compiled."""
+    results = []
+    for wrap in (lambda m: m, lambda m: torch.compile(m, backend="aot_eager")):
+        norms = (
+            SyncSwitchNorm2d(C),
+            BatchChannelNorm2d(C, 2),
+            BatchChannelNorm2d(C, 2, statistics="sync"),
+        )
+        model = nn.Sequential(*norms).double()
+        randomize(model, 4)
+        prepare_sync_norms(model)
+        run = wrap(model)
+        for step in range(2):
+            x, dy = tensors(70 + 2 * step + rank, *[(2, C, 4, 5)] * 2)
+            x.requires_grad_()
+            run(x).backward(dy)
+        results.append({"dx": x.grad, **{n: p.grad for n, p in model.named_parameters()}})
+        results[-1].update(model.named_buffers())
+    return results
+
+
 def worker(rank: int, world_size: int) -> dict[str, Any]:
     return {
         **{name: way(rank) for name, way in WAYS.items()},
@@ -323,3 +346,10 @@ def test_autocast_does_not_reach_the_statistics(ranks: list[dict[str, Any]]) -> 
             assert_close(
                 value, alone[name], rtol=2e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+@pytest.mark.slow
+def test_compiled_layers_pool_gradients_too(tmp_path: Path) -> None:
+    """torch.compile would replace the collective by its own, which has another gradient."""
+    for plain, compiled_results in run_on_ranks(compiled, RANKS, tmp_path):
+        assert_close(compiled_results, plain)

@@ -264,7 +264,15 @@ def _wrap(job: Job, model: nn.Module) -> nn.Module:
     ddp = dict(job.ddp)
     if job.device == "cpu":
         ddp["device_ids"] = None
-    return create_ddp_model(model, **ddp)
+    wrapped = create_ddp_model(model, **ddp)
+    if job.exact_resume and (job.device == "cpu" or job.deterministic) and wrapped is not model:
+        # Gradients are summed in buckets, which are laid out anew after a run's first step; where a
+        # number lies decides in which order a ring of three or more adds it up. The step after a
+        # resume would round as a first step does, not as the interrupted run would have. So the
+        # lasting layout is made now, at the price of less overlap with the backward pass.
+        wrapped.reducer._push_all_rebuilt_params()
+        wrapped.reducer._rebuild_buckets()
+    return wrapped
 
 
 def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeError) -> str:

@@ -11,27 +11,36 @@ from .weight_standardization import standardized
 
 __all__ = ["use_norm"]
 
-# Where the norm of a head hides in detectron2's classes; backbones use "norm" alone.
+# What detectron2's classes call their norm.
 _NORM_KEYS = ("norm", "conv_norm")
-# Classes whose norm argument has a default, so that a config may leave the key out.
+# Those whose norm has a default, so that a config may leave it out and get another one unnoticed.
 _DEFAULTED = {
+    "BasicStem": "norm",
+    "make_default_stages": "norm",
+    "make_stage": "norm",
     "FPN": "norm",
     "FastRCNNConvFCHead": "conv_norm",
     "MaskRCNNConvUpsampleHead": "conv_norm",
+    "RetinaNetHead": "norm",
+    "FCOSHead": "norm",
+    "SemSegFPNHead": "norm",
 }
+_HEADS = ("roi_heads", "head", "sem_seg_head")
 
 
 def use_norm(
     model: DictConfig, backbone: Any, head: Any = None, *, standardize: bool = False
 ) -> DictConfig:
-    """Set the norms of a lazily configured R-CNN model, in place.
+    """Set the norms of a lazily configured detector, in place.
 
     Args:
-        model: a config of ``GeneralizedRCNN`` as detectron2's ``common/models/mask_rcnn_fpn.py``.
+        model: a config as those in detectron2's ``common/models``: R-CNN (FPN, C4, cascade,
+            keypoints), RetinaNet, FCOS, Panoptic FPN.
         backbone: norm of the bottom-up network: a name or a callable, see `register_norms`.
-        head: norm of FPN, the box head's and the mask head's convolutions, or of a C4 model's res5;
-            "" for none. None: as the backbone.
-        standardize: whether to standardize every convolution that a norm follows.
+        head: norm of FPN and of all heads that can have one (box, mask, semantic, RetinaNet's and
+            FCOS'), or of a C4 model's res5; "" for none. None: as the backbone.
+        standardize: whether to standardize every convolution that a norm follows. False leaves a
+            model that is standardized already as it is.
 
     Returns:
         ``model``.
@@ -48,12 +57,18 @@ def use_norm(
     else:
         model.backbone.norm = head
         _set(bottom_up, backbone)
-    if "roi_heads" in model:
-        _set(model.roi_heads, head)
-    if standardize:
-        model.module_class = _convert_target_to_string(model._target_)
+    for key in _HEADS:
+        if key in model:
+            _set(model[key], head)
+    if standardize and _path(model._target_) != _path(standardized):
+        model.module_class = _path(model._target_)
         model._target_ = standardized
     return model
+
+
+def _path(target: Any) -> str:
+    # A config that was saved and loaded has paths already.
+    return target if isinstance(target, str) else _convert_target_to_string(target)
 
 
 def _set(node: Any, norm: Any) -> None:
@@ -63,7 +78,7 @@ def _set(node: Any, norm: Any) -> None:
     if not isinstance(node, DictConfig):
         return
     target = node.get("_target_")
-    default = _DEFAULTED.get(getattr(target, "__name__", str(target).rpartition(".")[2]))
+    default = None if target is None else _DEFAULTED.get(_path(target).rpartition(".")[2])
     if default is not None:
         node[default] = norm
     for key in list(node):

@@ -68,6 +68,7 @@ class Ranks:
         world_size = dist.get_world_size()
         return world_size if self.members is None else min(world_size, len(self.members))
 
+    @torch.compiler.disable
     def add_up(self, tensor: Tensor) -> None:
         """Sum ``tensor`` over the ranks, in place.
 

@@ -70,12 +70,12 @@ def pool_ranks(
         sums = sum_about(mean, var, positions, shift)
         # Without a gradient, ranks that skip the layer have nothing to make up for either.
         owed = ranks.take_turn(differentiable=sums.requires_grad)
-        sums = _AllReduce.apply(sums, ranks, owed, None)
+        sums = _all_reduce(sums, ranks, owed, None)
         recall.keep(mean, positions, shift, sums)
     else:
         shift, total = known
         sums = sum_about(mean, var, positions, shift)
-        sums = _AllReduce.apply(sums, ranks, (), total)
+        sums = _all_reduce(sums, ranks, (), total)
     pooled_mean, pooled_var, count = pooled_moments(sums, shift)
     return pooled_mean.to(mean.dtype), pooled_var.to(var.dtype), count
 
@@ -108,6 +108,12 @@ def average_about(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = count.detach()
     total = count.clamp(min=1)
     return first / total, second / total, count[0]
+
+
+# torch.compile would put its own collective in the place of this one, without the gradient's.
+@torch.compiler.disable
+def _all_reduce(sums: Tensor, ranks: Ranks, owed: tuple[int, ...], known: Tensor | None) -> Tensor:
+    return _AllReduce.apply(sums, ranks, owed, known)
 
 
 class _AllReduce(torch.autograd.Function):

@@ -153,6 +153,7 @@ class Turns:
         # Whether all ranks call the roll at each norm, up to the end of this forward.
         self._learning = True
 
+    @torch.compiler.disable
     def begin(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model."""
         self._position = 0
@@ -161,6 +162,7 @@ class Turns:
             self._forwards += 1
             _store().set(f"{self._key}/begun/{dist.get_rank()}", str(self._forwards))
 
+    @torch.compiler.disable
     def end(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the model. Raises as `take`."""
         if self._open and (self._learning or self._position < len(self._expected)):
@@ -169,6 +171,7 @@ class Turns:
             self._learning = False
         self._open = False
 
+    @torch.compiler.disable
     def take(self, ranks: Ranks, differentiable: bool) -> tuple[int, ...]:
         """Wait for a norm's turn to pool.
 
@@ -183,7 +186,7 @@ class Turns:
         Raises:
             RuntimeError: the ranks are about to call different norms.
         """
-        if not self._open or recomputing() or torch.compiler.is_compiling():
+        if not self._open or recomputing():
             return ()
         expected = self._expected[self._position : self._position + 1]
         if self._learning or expected != [ranks.name]:
@@ -270,12 +273,14 @@ class SkippableTurns(Turns):
         # Asking on the host does not wait for the device.
         self._agreement = rank_groups(len(members), "gloo")
 
+    @torch.compiler.disable
     def begin(self, model: nn.Module, args: Any) -> None:
         self._model = model
         self._open = model.training
         self._owed = []
         self._device = next(model.parameters()).device
 
+    @torch.compiler.disable
     def take(self, ranks: Ranks, differentiable: bool) -> tuple[int, ...]:
         if not self._open or recomputing():
             return ()
@@ -285,6 +290,7 @@ class SkippableTurns(Turns):
         owed, self._owed = tuple(self._owed), []
         return owed
 
+    @torch.compiler.disable
     def end(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self._open:
             return output

@@ -1,0 +1,15 @@
+"""Faster R-CNN R-50-FPN, GN+WS, mmdetection's 1x.
+
+Published: 39.7 box AP (mmdetection's GN+WS table).
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.coco_schedule import lr_multiplier_12e as lr_multiplier
+from ..common.coco_schedule import max_iter_12e
+from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
+
+use_norm(model, "GN", standardize=True)
+train.max_iter = max_iter_12e
+train.init_checkpoint = "wsbcn://resnet50_gn_ws"
+train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_ws_gn_1x"

@@ -1,0 +1,7 @@
+"""Mask R-CNN R-101-FPN, BCN+WS, 20-23-24e."""
+
+from .mask_rcnn_r50_fpn_ws_bcn_20_23_24e import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "wsbcn://resnet101_bcn_ws"
+train.output_dir = "./output/finetune/mask_rcnn_r101_fpn_ws_bcn_20_23_24e"

@@ -1,0 +1,16 @@
+"""Mask R-CNN R-50-FPN, SyncSN, 2x.
+
+Batch statistics over all processes, 16 images. Starts from weights of SN, which has the same
+parameters, trained with 32: the nearest.
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.coco_schedule import lr_multiplier_2x as lr_multiplier
+from ..common.coco_schedule import max_iter_2x
+from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
+
+use_norm(model, "SyncSN")
+train.max_iter = max_iter_2x
+train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_syncsn_2x"

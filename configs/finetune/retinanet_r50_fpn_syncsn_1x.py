@@ -1,0 +1,14 @@
+"""RetinaNet R-50-FPN, SyncSN, 1x.
+
+The head, one for all levels, has SN without a batch statistic: running ones would be those of
+all levels mixed, which no level has in training.
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.retinanet_fpn import dataloader, lr_multiplier, model, optimizer, train
+
+use_norm(model, "SyncSN")
+model.head.norm = "SN_IN_LN"
+train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.output_dir = "./output/finetune/retinanet_r50_fpn_syncsn_1x"

@@ -1,0 +1,12 @@
+"""Faster R-CNN R-50-C4, BN, from random weights, 120k iterations at 4 x 3 images.
+
+Published: 20.0 box AP (SN paper, Table IV).
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.faster_rcnn_c4 import dataloader, lr_multiplier, model, optimizer, train
+
+use_norm(model, "BN")
+model.backbone.freeze_at = 0
+train.output_dir = "./output/scratch/faster_rcnn_r50_c4_bn_120k"

@@ -1,0 +1,8 @@
+"""Mask R-CNN R-50-FPN, GN+WS, from random weights, 100 epochs with large-scale jitter."""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.mask_rcnn_fpn_lsj import dataloader, lr_multiplier, model, optimizer, train
+
+use_norm(model, "GN", standardize=True)
+train.output_dir = "./output/scratch/mask_rcnn_r50_fpn_ws_gn_100ep_lsj"
