@@ -34,7 +34,7 @@ class User:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             check=False,
         )
 

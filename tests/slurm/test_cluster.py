@@ -12,10 +12,10 @@ import pytest
 import torch
 from rendezvous import ports_of
 
-from tests.slurm.cluster import wait_for
+from tests.slurm.cluster import PATIENCE, wait_for
 from tests.slurm.conftest import User
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200 * PATIENCE)]
 
 ITERATIONS = 16
 
