@@ -41,9 +41,17 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
-    """detectron2's arguments; ``--dist-url`` picks a free port where one machine is enough."""
+    """detectron2's arguments and ours; ``--dist-url`` picks a free port for one machine."""
     parser = default_argument_parser(epilog)
     parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--fault-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="when a process fails, all others are stopped within this time (default: 60); it "
+        "does not limit how long one may be busy while the others wait",
+    )
     return parser
 
 
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: what the user can put right, before any process is started.
+        RankFailedError: a process failed, as `launch`.
     """
     cfg, device = _load(args)
     check_config(cfg, args, planned_world_size(args.num_gpus, args.num_machines))
@@ -63,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         args.dist_url,
         (args,),
         device=device,
+        fault_timeout=args.fault_timeout,
     )
 
 
