@@ -15,6 +15,7 @@ from tests.recipe_models import config, model_without_weights
 from tests.recipe_table import NORMS, PARTS, PROTOCOLS
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
+from wsbcn_d2.data.label_maps import read_label_map
 from wsbcn_d2.modeling import standardized, use_norm
 
 NAMES = recipes.list_configs()
@@ -192,6 +193,8 @@ def test_panoptic_recipes_evaluate_boxes_masks_stuff_and_both():
     for evaluator in evaluators:
         assert evaluator.dataset_name == "coco_2017_val_panoptic_separated"
         assert evaluator.output_dir == f"{cfg.train.output_dir}/inference"
+    # detectron2's own reader does not take numpy 2
+    assert evaluators[1].sem_seg_loading_fn is read_label_map
 
 
 def test_saved_config_describes_the_same_model(tmp_path):
