@@ -166,15 +166,15 @@ def test_leaf_quotes_the_published_result_of_the_book(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_finetuning_starts_from_weights_and_scratch_does_not(name):
-    # Without them a finetuning recipe would train from scratch, and nobody would notice.
-    assert bool(config(name).train.init_checkpoint) == name.startswith("finetune/")
+def test_finetuning_names_its_weights_and_scratch_does_not(name):
+    assert bool(config(name).train.pretrained) == name.startswith("finetune/")
+    assert config(name).train.init_checkpoint == ""
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("finetune/")])
 def test_weights_by_name_are_in_the_catalog(name):
     catalog = pytest.importorskip("wsbcn_d2.checkpoint.catalog").CATALOG
-    weights = config(name).train.init_checkpoint
+    weights = config(name).train.pretrained
     assert "://" not in weights or weights.removeprefix("wsbcn://") in catalog
 
 

@@ -229,6 +229,12 @@ def train(job: Job, resume: bool) -> Results:
     elif main_process:
         if resume:
             logger.info("No checkpoint in %s to resume from: starting anew", job.output_dir)
+        if job.pretrained and not job.init_checkpoint:
+            logger.warning(
+                "This recipe is made to start from %s, and starts from random weights. To "
+                "finetune, add train.init_checkpoint=%s (or a file with those weights)",
+                *(job.pretrained, job.pretrained),
+            )
         _set_aside(Path(job.output_dir) / "metrics.json")
     progress.begin(job.seed, start_iter)
     loader = job.build_train_loader(progress.seed, progress.position)
