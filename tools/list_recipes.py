@@ -60,10 +60,10 @@ nearest ones suggested.
 - **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
   of this project. **Ours** is what was run with this code; "not run" where it was not.
 
-Weights to start from: a finetuning recipe names those that it is made for in `train.pretrained`, and
-takes what `train.init_checkpoint` says: a file, or `train.init_checkpoint=wsbcn://resnet50_gn_ws`,
-for example. Without, it trains from random weights, and warns. A model with WS needs weights
-trained with WS: others load, and are other features.
+Weights to start from: a finetuning recipe names those that it is made for in `train.pretrained`,
+and takes what `train.init_checkpoint` says: a file, or for example
+`train.init_checkpoint=wsbcn://resnet50_gn_ws`. Without, it trains from random weights, and warns. A
+model with WS needs weights trained with WS: others load, and are other features.
 """
 
 NO_NUMBERS = """\
