@@ -1,6 +1,6 @@
 """Mask R-CNN R-50-FPN, GN, mmdetection's 2x.
 
-Published: 40.2 box AP, 36.4 mask AP (mmdetection's GN table, from Detectron's BGR weights).
+Published: 40.2 box AP, 36.4 mask AP (mmdetection's GN table).
 """
 
 from wsbcn_d2.modeling import use_norm
