@@ -84,12 +84,12 @@ class User:
             wait_for(
                 lambda: max(self.iterations(run), default=-1) >= iteration,
                 f"iteration {iteration} of {run}",
-                timeout=200,
+                timeout=400,
             )
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.log(run)[-3000:]}") from None
 
-    def wait_for_event(self, run: str, kind: str, count: int = 1, timeout: float = 150) -> None:
+    def wait_for_event(self, run: str, kind: str, count: int = 1, timeout: float = 300) -> None:
         try:
             wait_for(
                 lambda: len(self.events(run, kind)) >= count,
@@ -104,7 +104,7 @@ class User:
         wait_for(lambda: self.cluster.job(job).get("JobState") == "PENDING", f"{job} requeued")
         self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def wait_until_ended(self, run: str, job: str, timeout: float = 200) -> str:
+    def wait_until_ended(self, run: str, job: str, timeout: float = 400) -> str:
         """The state that the job ends in."""
 
         def ended() -> bool:

@@ -15,7 +15,7 @@ from rendezvous import ports_of
 from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import User
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 ITERATIONS = 16
 
@@ -105,7 +105,7 @@ def test_time_limit_reached_twice(user: User, tmp_path: Path):
     for restart in (0, 1):
         user.wait_for_event("limited", "started", restart + 1)
         seen = len(user.iterations("limited"))
-        wait_for(lambda seen=seen: len(user.iterations("limited")) > seen + 1, "progress", 150)
+        wait_for(lambda seen=seen: len(user.iterations("limited")) > seen + 1, "progress", 300)
         # One to two minutes are left, and SLURM warns two minutes before the end.
         hours, minutes, _ = map(int, user.cluster.job(job)["RunTime"].split(":"))
         limit = 60 * hours + minutes + 2

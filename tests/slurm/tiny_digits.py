@@ -31,6 +31,3 @@ dataloader.evaluator.dataset_name = "digits_val"
 train.update(max_iter=12, eval_period=0, log_period=1, device="cpu", seed=0)
 train.checkpointer.period = 1000
 train.vis.num_images = 1
-# Otherwise DistributedDataParallel regroups the gradients after the first step of each start, and
-# a sum of more than two numbers depends on its order: the last bits of a resumed run would differ.
-train.ddp.find_unused_parameters = True
