@@ -60,9 +60,10 @@ nearest ones suggested.
 - **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
   of this project. **Ours** is what was run with this code; "not run" where it was not.
 
-Weights to start from: a finetuning recipe names them in `train.init_checkpoint`, and stops before
-it starts where they are not to be had; `train.init_checkpoint=` trains from random weights. A model
-with WS needs weights trained with WS: others load, and are other features.
+Weights to start from: a finetuning recipe names those that it is made for in `train.pretrained`,
+and takes what `train.init_checkpoint` says: a file, or for example
+`train.init_checkpoint=wsbcn://resnet50_gn_ws`. Without, it trains from random weights, and warns. A
+model with WS needs weights trained with WS: others load, and are other features.
 """
 
 NO_NUMBERS = """\
@@ -185,7 +186,7 @@ def summarize(name: str, cfg: DictConfig, model: nn.Module) -> dict[str, str]:
         "images a step": str(cfg.dataloader.train.total_batch_size),
         "schedule": schedule_of(cfg),
         "learning rate": f"{cfg.optimizer.lr:g}",
-        "starts from": _weights(OmegaConf.select(cfg, "train.init_checkpoint")),
+        "starts from": _weights(OmegaConf.select(cfg, "train.pretrained")),
     }
 
 

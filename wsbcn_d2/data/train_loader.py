@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import operator
 import os
 import signal
@@ -284,9 +285,10 @@ def _init_worker(_: int) -> None:
     A scheduler sends SIGTERM to all processes of a job. The rank then finishes its step and saves a
     checkpoint, for which it needs its workers.
     """
-    if not hasattr(signal, "sigwaitinfo"):
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):
         return
-    rank = os.getppid()
+    rank = parent.pid
     # Blocked here, and in the threads started from here, so that it waits for that thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
