@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from tests.norms.oracles import batch_channel_norm, pooled_positions, randomize, state64, tensors
 from wsbcn_d2.norms import BatchChannelNorm1d, BatchChannelNorm2d, BatchChannelNorm3d
@@ -221,3 +223,31 @@ def test_defaults_are_the_documented_ones() -> None:
         "estimate",
     )
     assert norm.weight.shape == (32,) and norm.bn.eps == 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_shared_layer_recomputes_with_the_estimates_of_each_call(
+    reentrant: bool, together: bool
+) -> None:
+    """Design trap 12: on five levels, in one checkpoint or in five, the estimates have moved on."""
+    levels = tensors(31, *[(2, 4, 9 - n, 8 + n) for n in range(4)], (2, 4, 9, 8))
+    head = nn.Sequential(BatchChannelNorm2d(4, 2, momentum=0.5), nn.Tanh(), nn.Conv2d(4, 2, 1))
+    head = head.double()
+    randomize(head, 8)
+    other = copy.deepcopy(head)
+
+    def all_levels(*xs: Tensor) -> Tensor:
+        return sum(head(x).square().sum() for x in xs)  # type: ignore[return-value]
+
+    def again(*xs: Tensor) -> Tensor:
+        return checkpoint(all_levels, *xs, use_reentrant=reentrant)
+
+    inputs = [x.clone().requires_grad_() for x in levels]
+    (again(*inputs) if together else sum(again(x) for x in inputs)).backward()
+    expected = [x.clone().requires_grad_() for x in levels]
+    sum(other(x).square().sum() for x in expected).backward()
+    assert_close([x.grad for x in inputs], [x.grad for x in expected])
+    for (name, parameter), plain in zip(head.named_parameters(), other.parameters(), strict=True):
+        assert_close(parameter.grad, plain.grad, msg=lambda m, n=name: f"{n}: {m}")
+    assert_close(dict(head.named_buffers()), dict(other.named_buffers()))

@@ -192,7 +192,7 @@ def out_of_step(rank: int, case: str) -> str:
     for module in model.modules():
         if isinstance(module, SyncSwitchNorm2d | BatchChannelNorm2d):
             module.process_group = group
-    prepare_sync_norms(model, timeout=timedelta(seconds=1))
+    prepare_sync_norms(model, timeout=timedelta(seconds=2))
     try:
         for step, calls in enumerate(OUT_OF_STEP[case][0]):
             losses = model(batch(rank, step), calls[rank])["losses"]
@@ -214,21 +214,22 @@ def out_of_step_worker(rank: int, world_size: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    begin = time.monotonic()
-    errors = run_on_ranks(out_of_step_worker, RANKS, tmp_path_factory.mktemp("stopped"))
-    assert time.monotonic() - begin < 50
-    return errors
+    return run_on_ranks(out_of_step_worker, RANKS, tmp_path_factory.mktemp("stopped"))
 
 
 @pytest.mark.parametrize("case", OUT_OF_STEP)
 def test_a_rank_out_of_step_is_named_and_nobody_waits_for_ever(
     case: str, stopped: list[dict[str, str]]
 ) -> None:
-    """The one out of step says so; when it leaves, the others learn in which norm they waited."""
+    """The one out of step says so; when it leaves, the others learn in which norm they waited.
+
+    Not after the time-out of the collectives, the minute that `run_on_ranks` gives them.
+    """
     errors = [rank[case] for rank in stopped]
     told = [error for error in errors if "is out of step with the ranks" in error]
     assert told and all(re.search(OUT_OF_STEP[case][1], error) for error in told), errors
     assert "Call a head on an empty batch too" in told[0] and "may_skip=True" in told[0]
+    assert not any("Timed out" in error for error in errors)
     for error in errors:
         assert error in told or re.search(
             r"^rank \d cannot pool .* over 3 ranks in (a|b|trunk)\.\d", error

@@ -216,14 +216,16 @@ class BatchChannelNorm2d(_BatchChannelNorm):
 
     * ``"estimate"`` (micro-batch BCN, the paper's algorithm 1): running estimates, moved toward the
       batch *before* they are used; no gradient flows through them. Works at one image a process.
+      With several processes the batch is that of all ranks of ``process_group``, so that their
+      estimates agree: one all_reduce of 2C + 1 numbers forward.
     * ``"batch"``: batch statistics with gradient, as in BatchNorm.
     * ``"sync"``: batch statistics over all ranks of ``process_group``; one all_reduce of 2C + 1
-      numbers forward and one of 2C backward. All ranks must run the layer equally often. In a
-      single process it is ``"batch"``.
+      numbers forward and one of 2C backward. In a single process it is ``"batch"``.
 
     Evaluation, and training with all parameters frozen, uses the running statistics and issues no
-    collective. Not for ``"batch"`` with one image a process: training then sees instance
-    statistics and evaluation does not.
+    collective. Where ranks pool, all must run the layer equally often, unless the model was given
+    to `prepare_sync_norms`. Not for ``"batch"`` with one image a process: training then sees
+    instance statistics and evaluation does not.
 
     Args:
         num_features: C.
@@ -232,7 +234,7 @@ class BatchChannelNorm2d(_BatchChannelNorm):
         momentum: the share of the *new* value in the running statistics (torch's convention).
             None averages all batches plainly; not for ``"estimate"``.
         statistics: ``"estimate"``, ``"batch"`` or ``"sync"``.
-        process_group: ranks of ``"sync"``; the default group if None.
+        process_group: the ranks to pool over; the default group if None.
 
     Attributes:
         weight, bias: ``(num_groups,)``, the channel normalization's affine pair.
@@ -241,7 +243,8 @@ class BatchChannelNorm2d(_BatchChannelNorm):
 
     Raises:
         ValueError: ``num_groups`` does not divide C, an unknown ``statistics``, ``momentum=None``
-            with estimates, input of another dimension or channel count.
+            with estimates, a ``process_group`` without this rank, input of another dimension or
+            channel count.
 
     Example::
 

@@ -392,16 +392,21 @@ class SyncSwitchNorm2d(_SyncSwitchNorm, nn.InstanceNorm2d):
     """`SwitchNorm2d` whose BN statistics pool over all ranks of ``process_group``.
 
     In training every forward issues one all_reduce of 2C + 1 numbers and every backward one of 2C;
-    evaluation and frozen layers issue none, and a single process none at all. The result on W ranks
-    equals one process on the joined batch, outputs and gradients, also when ranks have different N
-    or H x W (ranks weigh by their positions); a rank with N = 0 takes part. Parameter gradients are
-    local ones, for DistributedDataParallel to average.
+    evaluation, frozen layers and the recomputation of activation checkpoints issue none, and a
+    single process none at all. The result on W ranks equals one process on the joined batch,
+    outputs and gradients, also when ranks have different N or H x W (ranks weigh by their
+    positions); a rank with N = 0 takes part. Parameter gradients are local ones, for
+    DistributedDataParallel to average.
 
-    All ranks must run the layer equally often: a rank that skips it leaves the others waiting.
+    All ranks must run the layer equally often: a rank that skips it leaves the others waiting,
+    unless the model was given to `prepare_sync_norms`.
 
     Args:
         process_group: the ranks to pool over; the default group if None. The others as in
             `SwitchNorm2d`.
+
+    Raises:
+        ValueError: this rank is not in ``process_group``, and as in `SwitchNorm2d`.
     """
 
     _input_dims = (4,)
