@@ -32,7 +32,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
-from .config import ConfigError
+from .errors import ConfigError
 from .faults import Failure, RankFailedError, first_cause, name_rank, shorten_consequences
 from .preemption import EXIT_STOPPED
 from .watch import Watch
@@ -431,7 +431,10 @@ def _run_under_torchrun(job: _Job) -> None:
     except KeyboardInterrupt:
         watch.report(Failure(who, "was interrupted"))
         raise
-    except SystemExit:  # as all other ranks, in good order
+    except SystemExit as stop:
+        # All ranks stop so after a signal, together, and none should end another.
+        if stop.code not in (0, None, EXIT_STOPPED):
+            watch.report(Failure(who, f"ended with sys.exit({stop.code!r})"))
         watch.close()
         raise
     except Exception as error:
