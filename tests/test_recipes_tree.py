@@ -179,6 +179,14 @@ def test_weights_by_name_are_in_the_catalog(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_total_batch_is_the_one_that_the_learning_rate_is_for(name):
+    # `images_per_gpu` stays a choice of its own, by default none.
+    cfg = config(name)
+    assert cfg.train.scale_lr.reference_batch_size == cfg.dataloader.train.total_batch_size
+    assert cfg.train.images_per_gpu == 0 and not cfg.train.scale_lr.enabled
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_loader_has_an_evaluator(name):
     dataloader = config(name).dataloader
     assert OmegaConf.is_dict(dataloader.test) and OmegaConf.is_dict(dataloader.evaluator)

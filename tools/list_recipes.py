@@ -50,8 +50,11 @@ nearest ones suggested.
   convolution that such a norm follows is weight-standardized.
 - **Images a step** are the recipe's, over all processes, and belong to its learning rate and
   iterations. In brackets: GPUs × images per GPU of the published result. How many images a process
-  takes at once is a separate choice, `train.images_per_gpu`; it changes memory and speed, and the
-  minibatch of norms with a batch statistic (`BN`, `SN`), but not the optimization.
+  takes at once is a separate choice, `train.images_per_gpu`: 1 or 2, say, whatever the number of
+  GPUs; the rest of a step is accumulated. It changes memory and speed, and the minibatch of norms
+  with a batch statistic of their own (`BN`, `SN`), but not the optimization. With another total,
+  `dataloader.train.total_batch_size`, comes `train.scale_lr.enabled=True`, and another
+  `train.max_iter`.
 - **Schedule**: iterations; the learning rate drops tenfold at those in brackets. `1x` and `2x` are
   Detectron's in rows of the SN paper, mmdetection's (12 and 24 epochs) in rows with GN+WS and in
   their GN and BCN+WS counterparts.
