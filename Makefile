@@ -21,7 +21,7 @@ export DETECTRON2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow test-recipes recipe-book lint clean distclean
+.PHONY: help setup train test test-slow test-slurm test-recipes recipe-book lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -80,13 +80,16 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.
-test test-slow test-recipes: export OMP_NUM_THREADS = 1
+test test-slow test-slurm test-recipes: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-slurm: setup ## run the tests on a real SLURM; as root, with Debian's slurm-wlm and munge
+	$(PY) -m pytest -m slurm $(ARGS)
 
 # The quick ones of these are a part of `make test`; here they run too.
 test-recipes: setup ## run every recipe, and detectron2's projects, for a step on small images

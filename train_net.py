@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 EPILOG = """
@@ -37,13 +38,16 @@ def main() -> None:
         paths = "\n    ".join(path for path in sys.path if path)
         sys.exit(NO_DETECTRON2.format(error=error, python=sys.executable, path=paths))
 
-    from wsbcn_d2.engine import ConfigError, argument_parser, run
+    from wsbcn_d2.engine import ConfigError, RankFailedError, argument_parser, run
 
     args = argument_parser(EPILOG).parse_args()
     try:
         run(args)
-    except ConfigError as error:
+    except (ConfigError, RankFailedError) as error:
         sys.exit(f"train_net.py: error: {error}")
+    except KeyboardInterrupt:
+        print("train_net.py: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

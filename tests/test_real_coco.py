@@ -68,7 +68,6 @@ def test_finetune_recipe_trains_and_evaluates_from_random_weights(datasets, tmp_
         "configs/finetune/mask_rcnn_r50_fpn_ws_gn_2x.py",
         output,
         "train.device=cpu",
-        "train.init_checkpoint=",
         "train.max_iter=20",
         "train.log_period=5",
         f"train.output_dir={output}",
@@ -80,6 +79,7 @@ def test_finetune_recipe_trains_and_evaluates_from_random_weights(datasets, tmp_
     )
     # 53 of ResNet-50, 8 of FPN, 4 of the box head, 4 of the mask head.
     assert "Standardizing the weights of 69 of" in log
+    assert "add train.init_checkpoint=wsbcn://resnet50_gn_ws" in log
 
 
 def test_sn_in_detectron2s_stock_yaml_trains_and_evaluates(datasets, tmp_path):

@@ -15,6 +15,7 @@ from tests.recipe_models import config, model_without_weights
 from tests.recipe_table import NORMS, PARTS, PROTOCOLS
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
+from wsbcn_d2.data.label_maps import read_label_map
 from wsbcn_d2.modeling import standardized, use_norm
 
 NAMES = recipes.list_configs()
@@ -165,16 +166,24 @@ def test_leaf_quotes_the_published_result_of_the_book(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_finetuning_starts_from_weights_and_scratch_does_not(name):
-    # Without them a finetuning recipe would train from scratch, and nobody would notice.
-    assert bool(config(name).train.init_checkpoint) == name.startswith("finetune/")
+def test_finetuning_names_its_weights_and_scratch_does_not(name):
+    assert bool(config(name).train.pretrained) == name.startswith("finetune/")
+    assert config(name).train.init_checkpoint == ""
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("finetune/")])
 def test_weights_by_name_are_in_the_catalog(name):
     catalog = pytest.importorskip("wsbcn_d2.checkpoint.catalog").CATALOG
-    weights = config(name).train.init_checkpoint
+    weights = config(name).train.pretrained
     assert "://" not in weights or weights.removeprefix("wsbcn://") in catalog
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_total_batch_is_the_one_that_the_learning_rate_is_for(name):
+    # `images_per_gpu` stays a choice of its own, by default none.
+    cfg = config(name)
+    assert cfg.train.scale_lr.reference_batch_size == cfg.dataloader.train.total_batch_size
+    assert cfg.train.images_per_gpu == 0 and not cfg.train.scale_lr.enabled
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,6 +201,8 @@ def test_panoptic_recipes_evaluate_boxes_masks_stuff_and_both():
     for evaluator in evaluators:
         assert evaluator.dataset_name == "coco_2017_val_panoptic_separated"
         assert evaluator.output_dir == f"{cfg.train.output_dir}/inference"
+    # detectron2's own reader does not take numpy 2
+    assert evaluators[1].sem_seg_loading_fn is read_label_map
 
 
 def test_saved_config_describes_the_same_model(tmp_path):

@@ -1,8 +1,10 @@
 """train_net.py as a user runs it, on the CPU: both config kinds, one process and several."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.engine.tiny_run import (
     LAZY_CONFIG,
     ROOT,
     make_dataset,
+    start_train_net,
     train_net,
     yaml_overrides,
 )
@@ -65,6 +68,10 @@ def test_a_checkpoint_holds_all_that_resuming_needs(lazy_run):
     state = torch.load(lazy_run[0] / "output" / "model_final.pth", weights_only=True)
     assert {"model", "trainer", "ema", "norms", "iteration"} <= set(state)
     assert {"optimizer", "grad_scaler", "iteration"} <= set(state["trainer"])
+    assert state["trainer"]["hooks"]["Progress"] == {
+        "seed": 3, "position": 12, "num_samples": 8,
+        "total_batch_size": 2, "images_per_gpu": 2, "world_size": 1,
+    }  # fmt: skip
     assert state["ema"]["n_averaged"] == 6
     assert set(state["norms"]["norms"].values()) == {"BN"}
     key = "backbone.bottom_up.stem.conv1.weight"
@@ -82,6 +89,8 @@ def test_the_saved_config_resumes_in_two_processes_and_evaluates_under_torchrun(
     assert "Starting training from iteration 6" in process.stdout
     assert "World size: 2" in process.stdout
     assert "NORMALIZATION DIFFERS" not in process.stdout
+    assert "began on 1 process(es) and goes on on 2" in process.stdout
+    assert "Seed 3, from position 12 of the data" in process.stdout
     assert (output / "log.txt.rank1").exists()
     state = torch.load(output / "model_final.pth", weights_only=True)
     assert state["iteration"] == 7 and state["ema"]["n_averaged"] == 8
@@ -104,7 +113,8 @@ def test_a_yaml_run_with_this_projects_norms(datasets, tmp_path):
     process = train_net(
         "--config-file", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
         *yaml_overrides(), "MODEL.RESNETS.NORM", "SN_IN_LN", "MODEL.WSBCN.STANDARDIZE", "True",
-        "OUTPUT_DIR", "out", "SOLVER.EMA.ENABLED", "True",
+        "OUTPUT_DIR", "out", "SOLVER.EMA.ENABLED", "True", "SOLVER.IMAGES_PER_GPU", "1",
+        "SOLVER.SCALE_LR.ENABLED", "True",
         datasets=datasets, cwd=tmp_path,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout
@@ -112,6 +122,10 @@ def test_a_yaml_run_with_this_projects_norms(datasets, tmp_path):
     for name in ("config.yaml", "metrics.json", "curves.png", "predictions.png"):
         assert (output / name).stat().st_size > 0
     assert "Final evaluation:" in process.stdout
+    plan = "2 images an optimizer step = 1 image(s) × 1 process(es) × 2 accumulated"
+    assert plan in process.stdout
+    assert "group 0: 0.02 × 2 / 16 images = 0.0025" in process.stdout
+    assert "warm-up of 1000 iterations × 16 / 2 images = 3 iterations" in process.stdout
     state = torch.load(output / "model_final.pth", weights_only=True)
     norms = state["norms"]
     assert set(norms["norms"].values()) == {"SN_IN_LN"}
@@ -134,6 +148,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(da
     state = torch.load(tmp_path / "output" / "model_0000000.pth", weights_only=True)
     assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
     assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+def test_a_signal_to_the_launcher_saves_a_checkpoint_and_exits_with_75(datasets, tmp_path):
+    (tmp_path / "tiny.py").write_text(LAZY_CONFIG)
+    process = start_train_net(
+        "--config-file", "tiny.py", "--num-gpus", "2", "train.max_iter=10000",
+        "train.checkpointer.period=0", "train.eval_period=0", "train.log_period=1",
+        datasets=datasets, cwd=tmp_path,
+    )  # fmt: skip
+    metrics = tmp_path / "output" / "metrics.json"
+    try:
+        for _ in range(900):
+            if process.poll() is not None or (metrics.exists() and metrics.stat().st_size):
+                break
+            time.sleep(0.2)
+        process.send_signal(signal.SIGUSR2)
+        log, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 75, log
+    (checkpoint,) = (tmp_path / "output").glob("model_*.pth")
+    assert f"--resume goes on from output/{checkpoint.name}" in log
+    assert "Traceback" not in log and "Final evaluation" not in log
+    state = torch.load(checkpoint, weights_only=True)
+    assert len(state["trainer"]["hooks"]["RankStates"]["states"]) == 2
 
 
 def test_a_wrong_config_name_is_one_clear_message(tmp_path, monkeypatch):

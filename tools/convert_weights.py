@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
             "ImageNet's in RGB)",
         )
     parser.add_argument(
+        "--fold-input",
+        action="store_true",
+        help="make the weights take RGB with ImageNet's mean and deviation, whatever they took",
+    )
+    parser.add_argument(
         "--trust",
         action="store_true",
         help="read objects other than tensors, which runs code of the file's choice",

@@ -50,8 +50,11 @@ nearest ones suggested.
   convolution that such a norm follows is weight-standardized.
 - **Images a step** are the recipe's, over all processes, and belong to its learning rate and
   iterations. In brackets: GPUs × images per GPU of the published result. How many images a process
-  takes at once is a separate choice, `train.images_per_gpu`; it changes memory and speed, and the
-  minibatch of norms with a batch statistic (`BN`, `SN`), but not the optimization.
+  takes at once is a separate choice, `train.images_per_gpu`: 1 or 2, say, whatever the number of
+  GPUs; the rest of a step is accumulated. It changes memory and speed, and the minibatch of norms
+  with a batch statistic of their own (`BN`, `SN`), but not the optimization. With another total,
+  `dataloader.train.total_batch_size`, comes `train.scale_lr.enabled=True`, and another
+  `train.max_iter`.
 - **Schedule**: iterations; the learning rate drops tenfold at those in brackets. `1x` and `2x` are
   Detectron's in rows of the SN paper, mmdetection's (12 and 24 epochs) in rows with GN+WS and in
   their GN and BCN+WS counterparts.
@@ -60,9 +63,10 @@ nearest ones suggested.
 - **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
   of this project. **Ours** is what was run with this code; "not run" where it was not.
 
-Weights to start from: a finetuning recipe names them in `train.init_checkpoint`, and stops before
-it starts where they are not to be had; `train.init_checkpoint=` trains from random weights. A model
-with WS needs weights trained with WS: others load, and are other features.
+Weights to start from: a finetuning recipe names those that it is made for in `train.pretrained`,
+and takes what `train.init_checkpoint` says: a file, or for example
+`train.init_checkpoint=wsbcn://resnet50_gn_ws`. Without, it trains from random weights, and warns. A
+model with WS needs weights trained with WS: others load, and are other features.
 """
 
 NO_NUMBERS = """\
@@ -185,7 +189,7 @@ def summarize(name: str, cfg: DictConfig, model: nn.Module) -> dict[str, str]:
         "images a step": str(cfg.dataloader.train.total_batch_size),
         "schedule": schedule_of(cfg),
         "learning rate": f"{cfg.optimizer.lr:g}",
-        "starts from": _weights(OmegaConf.select(cfg, "train.init_checkpoint")),
+        "starts from": _weights(OmegaConf.select(cfg, "train.pretrained")),
     }
 
 

@@ -14,4 +14,5 @@ dataloader.train.mapper.use_instance_mask = False
 model.backbone.freeze_at = 2
 optimizer.lr = 0.01
 train.max_iter = 120_000
+train.scale_lr.reference_batch_size = 12
 lr_multiplier = multiplier(train.max_iter, drops=[80_000])

@@ -19,5 +19,6 @@ dataloader.train.mapper.image_format = "RGB"
 model.backbone.bottom_up.freeze_at = 0
 model.proposal_generator.head.conv_dims = [-1, -1]
 train.max_iter = _baseline.train.max_iter
+train.scale_lr.reference_batch_size = 64
 train.amp.enabled = True
 train.ddp.fp16_compression = True

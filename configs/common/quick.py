@@ -15,6 +15,7 @@ from .train import train
 train.max_iter = 2200
 train.eval_period = 550
 train.checkpointer.period = 550
+train.scale_lr.reference_batch_size = 2
 train.seed = 0
 
 optimizer.lr = 0.02

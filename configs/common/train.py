@@ -5,6 +5,9 @@ train = dict(
     output_dir="output",
     # Weights to start from (a path or URL); "" trains from scratch.
     init_checkpoint="",
+    # Weights that a finetuning recipe is made for. They are not fetched unasked: name them, or a
+    # file with them, in init_checkpoint. Without, the run starts from random weights, and warns.
+    pretrained="",
     # Iterations (optimizer steps) of the whole training.
     max_iter=90000,
     # Images that a process puts through the model at once. The batch of a step is

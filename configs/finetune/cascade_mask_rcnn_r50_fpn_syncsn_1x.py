@@ -5,5 +5,5 @@ from wsbcn_d2.modeling import use_norm
 from ..common.cascade_mask_rcnn_fpn import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "SyncSN")
-train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/cascade_mask_rcnn_r50_fpn_syncsn_1x"

@@ -6,5 +6,5 @@ No such weights are published: put your own ResNet-101 there.
 from .faster_rcnn_r50_fpn_sn_in_ln_1x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
-train.init_checkpoint = "weights/resnet101_sn_in_ln.pth"
+train.pretrained = "weights/resnet101_sn_in_ln.pth"
 train.output_dir = "./output/finetune/faster_rcnn_r101_fpn_sn_in_ln_1x"

@@ -6,5 +6,5 @@ Published: 41.7 box AP (mmdetection's GN+WS table).
 from .faster_rcnn_r50_fpn_ws_gn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
-train.init_checkpoint = "wsbcn://resnet101_gn_ws"
+train.pretrained = "wsbcn://resnet101_gn_ws"
 train.output_dir = "./output/finetune/faster_rcnn_r101_fpn_ws_gn_1x"

@@ -8,5 +8,5 @@ from wsbcn_d2.modeling import use_norm
 from ..common.faster_rcnn_c4 import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "BN")
-train.init_checkpoint = "wsbcn://resnet50_bn"
+train.pretrained = "wsbcn://resnet50_bn"
 train.output_dir = "./output/finetune/faster_rcnn_r50_c4_bn_120k"

@@ -8,5 +8,5 @@ from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "GN")
 train.max_iter = max_iter_12e
-train.init_checkpoint = "wsbcn://resnet50_gn"
+train.pretrained = "wsbcn://resnet50_gn"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_gn_1x"

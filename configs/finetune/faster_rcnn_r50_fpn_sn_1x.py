@@ -10,5 +10,5 @@ from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
 from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "SN")
-train.init_checkpoint = "wsbcn://resnet50_sn_8x2"
+train.pretrained = "wsbcn://resnet50_sn_8x2"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_sn_1x"

@@ -9,5 +9,5 @@ from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
 use_norm(model, "BCN", standardize=True)
 model.ws_eps_mode = "inside"  # as the release of BCN standardizes
 train.max_iter = max_iter_12e
-train.init_checkpoint = "wsbcn://resnet50_bcn_ws"
+train.pretrained = "wsbcn://resnet50_bcn_ws"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_ws_bcn_1x"

@@ -3,5 +3,5 @@
 from .mask_rcnn_r50_fpn_sn_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
-train.init_checkpoint = "wsbcn://resnet101_sn_8x32"
+train.pretrained = "wsbcn://resnet101_sn_8x32"
 train.output_dir = "./output/finetune/mask_rcnn_r101_fpn_sn_2x"

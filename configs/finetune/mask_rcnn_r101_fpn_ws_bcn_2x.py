@@ -3,5 +3,5 @@
 from .mask_rcnn_r50_fpn_ws_bcn_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
-train.init_checkpoint = "wsbcn://resnet101_bcn_ws"
+train.pretrained = "wsbcn://resnet101_bcn_ws"
 train.output_dir = "./output/finetune/mask_rcnn_r101_fpn_ws_bcn_2x"

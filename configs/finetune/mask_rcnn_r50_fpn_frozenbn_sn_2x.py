@@ -11,5 +11,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "FrozenBN", "SN")
 train.max_iter = max_iter_2x
-train.init_checkpoint = "wsbcn://resnet50_bn"
+train.pretrained = "wsbcn://resnet50_bn"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_frozenbn_sn_2x"

@@ -1,6 +1,6 @@
 """Mask R-CNN R-50-FPN, GN, mmdetection's 2x.
 
-Published: 40.2 box AP, 36.4 mask AP (mmdetection's GN table, from Detectron's BGR weights).
+Published: 40.2 box AP, 36.4 mask AP (mmdetection's GN table).
 """
 
 from wsbcn_d2.modeling import use_norm
@@ -11,5 +11,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "GN")
 train.max_iter = max_iter_24e
-train.init_checkpoint = "wsbcn://resnet50_gn"
+train.pretrained = "wsbcn://resnet50_gn"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_gn_2x"

@@ -11,5 +11,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "GN")
 train.max_iter = max_iter_2x
-train.init_checkpoint = "wsbcn://resnet50_gn"
+train.pretrained = "wsbcn://resnet50_gn"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_gn_gn_2x"

@@ -12,5 +12,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "SN_IN_LN")
 train.max_iter = max_iter_2x
-train.init_checkpoint = "wsbcn://resnet50_sn_in_ln_8x1"
+train.pretrained = "wsbcn://resnet50_sn_in_ln_8x1"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_sn_in_ln_2x"

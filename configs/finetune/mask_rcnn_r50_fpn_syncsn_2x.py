@@ -12,5 +12,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "SyncSN")
 train.max_iter = max_iter_2x
-train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_syncsn_2x"

@@ -11,5 +11,5 @@ from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 
 use_norm(model, "GN", standardize=True)
 train.max_iter = max_iter_24e
-train.init_checkpoint = "wsbcn://resnet50_gn_ws"
+train.pretrained = "wsbcn://resnet50_gn_ws"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_ws_gn_2x"

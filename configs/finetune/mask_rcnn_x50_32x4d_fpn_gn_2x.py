@@ -4,5 +4,5 @@ from ..common.models.zoo import resnext_stages
 from .mask_rcnn_r50_fpn_gn_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages = resnext_stages(50, norm="GN")
-train.init_checkpoint = "wsbcn://resnext50_32x4d_gn"
+train.pretrained = "wsbcn://resnext50_32x4d_gn"
 train.output_dir = "./output/finetune/mask_rcnn_x50_32x4d_fpn_gn_2x"

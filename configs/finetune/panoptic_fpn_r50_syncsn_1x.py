@@ -5,5 +5,5 @@ from wsbcn_d2.modeling import use_norm
 from ..common.panoptic_fpn import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "SyncSN")
-train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/panoptic_fpn_r50_syncsn_1x"

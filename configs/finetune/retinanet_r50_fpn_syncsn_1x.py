@@ -10,5 +10,5 @@ from ..common.retinanet_fpn import dataloader, lr_multiplier, model, optimizer, 
 
 use_norm(model, "SyncSN")
 model.head.norm = "SN_IN_LN"
-train.init_checkpoint = "wsbcn://resnet50_sn_8x32"
+train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/retinanet_r50_fpn_syncsn_1x"

@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -224,7 +225,11 @@ def test_workers_survive_a_scheduler_that_signals_all_processes(monkeypatch):
     iterator = iter(loader)
     next(iterator)
     (worker,) = loader._iterator._workers
-    os.kill(worker.pid, signal.SIGTERM)
+    # From another process, as the scheduler's does.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     for _ in range(20):
         next(iterator)
     assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)  # from its rank, as at the rank's end
+    worker.join(30)
+    assert worker.exitcode == 0

@@ -127,6 +127,18 @@ def train_net(
     *args: str, datasets: Path, cwd: Path, runner: tuple[str, ...] = (), timeout: int = 200
 ) -> subprocess.CompletedProcess[str]:
     """Run train_net.py as a user does; stdout and stderr together in ``stdout``."""
+    process = start_train_net(*args, datasets=datasets, cwd=cwd, runner=runner)
+    try:
+        log, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(args, process.returncode, log)
+
+
+def start_train_net(
+    *args: str, datasets: Path, cwd: Path, runner: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """Start train_net.py as a user does."""
     environment = {
         **os.environ,
         "DETECTRON2_DATASETS": str(datasets),
@@ -135,13 +147,11 @@ def train_net(
         # No GPU, wherever the tests run: these are the CPU's.
         "CUDA_VISIBLE_DEVICES": "",
     }
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *runner, str(ROOT / "train_net.py"), *args],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
-        check=False,
     )

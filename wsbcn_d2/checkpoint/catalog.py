@@ -54,12 +54,13 @@ _DRIVE = "https://drive.google.com/open?id="
 
 _GN_WS = {"source": "mmdet", "ws": True}
 _GN = {"source": "mmdet", "ws": False}
-# Detectron's, which mmdetection's configs feed with BGR of unit deviation.
+# Detectron's, which mmdetection's configs feed with BGR of unit deviation; ours is RGB.
 _GN_DETECTRON = {
     **_GN,
     "input_format": "BGR",
     "pixel_mean": (103.53, 116.28, 123.675),
     "pixel_std": (1.0, 1.0, 1.0),
+    "fold_input": True,
 }
 
 

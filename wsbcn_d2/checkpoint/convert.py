@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .input_folding import fold_input_into_stem
 from .norm_fields import convert_fields, norm_kind, split_norms
 from .pretraining import Pretraining, describe_pretraining
 from .reading import read_checkpoint, unwrap
@@ -120,6 +121,7 @@ def convert_state(
     file_name: str = "",
     source: str | None = None,
     batch_average_count: int | None = None,
+    fold_input: bool = False,
     **told: Any,
 ) -> Conversion:
     """Convert tensors by name, from `unwrap`.
@@ -131,13 +133,16 @@ def convert_state(
         source: a key of `SOURCES`; None: recognized.
         batch_average_count: K, for a file of SN's batch-average mode, whose running statistics are
             sums over K mini-batches.
+        fold_input: as in `fold_input_into_stem`, so that the weights take RGB input with ImageNet's
+            mean and deviation.
         told: what the caller knows better than the file: ``ws``, ``minibatch``, ``stride_in_1x1``,
             ``input_format``, ``pixel_mean``, ``pixel_std``, as in `Pretraining`.
 
     Raises:
         ValueError: an unknown source; a key that has no place in detectron2's ResNet, or a tensor
             that is missing or misshapen (nothing is passed over in silence); running statistics
-            that are sums, and no ``batch_average_count``; WS that only the caller can know of.
+            that are sums, and no ``batch_average_count``; WS that only the caller can know of; an
+            input that cannot be folded.
     """
     around = around or {}
     if source is None:
@@ -171,6 +176,8 @@ def convert_state(
     missing = _check_complete(tensors, kinds)
     norm = ", ".join(sorted(set(kinds.values())))
     pretraining, notes = describe_pretraining(source, norm, tensors, around, file_name, told)
+    if fold_input:
+        notes.append(fold_input_into_stem(tensors, pretraining))
     convs = [
         k.removesuffix(".weight") for k in tensors if re.search(r"(conv\d|shortcut)\.weight$", k)
     ]

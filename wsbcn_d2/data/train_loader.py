@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import operator
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -124,7 +127,13 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Any]:
         """Raises BadDataError where images are bad, or too many of them."""
         self._iterator = iter(self.loader)
-        for batch, count, skipped in self._iterator:
+        while True:
+            try:
+                batch, count, skipped = next(self._iterator)
+            except BadDataError as error:
+                # A worker's error keeps torch's iterator alive in a cycle, of which the garbage
+                # collector makes a queue that is closed before the workers are told to end.
+                raise error.with_traceback(None) from error.__cause__
             self.loaded += count
             for message in skipped:
                 self.skipped += 1
@@ -271,9 +280,21 @@ class _Collate:
 
 
 def _init_worker(_: int) -> None:
-    # A scheduler's SIGTERM goes to all processes of a job. The rank finishes its step, for which
-    # it needs its workers; the one that ends them comes from the rank itself.
-    def ignore_once(signum: int, _: Any) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+    """Have the worker end when its rank says so, not when anybody else does.
 
-    signal.signal(signal.SIGTERM, ignore_once)
+    A scheduler sends SIGTERM to all processes of a job. The rank then finishes its step and saves a
+    checkpoint, for which it needs its workers.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    rank = parent.pid
+    # Blocked here, and in the threads started from here, so that it waits for that thread.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

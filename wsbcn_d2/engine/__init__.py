@@ -2,6 +2,7 @@
 
 from .buffers import average_buffers
 from .config import ConfigError, check_config, load_config, resolve_config_file, resolve_device
+from .faults import RankFailedError
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
@@ -17,6 +18,7 @@ __all__ = [
     "Job",
     "LazyJob",
     "ModelEMA",
+    "RankFailedError",
     "RatioWriter",
     "SparsityRamp",
     "Trainer",

@@ -69,6 +69,7 @@ class Job:
         device: ``"cuda"``, ``"cuda:<index>"`` or ``"cpu"``.
         output_dir: where everything is written.
         init_checkpoint: weights to start from, or "".
+        pretrained: weights that the recipe is made to start from, or "".
         max_iter: iterations in all.
         eval_period, log_period, checkpoint_period: iterations; an ``eval_period`` of 0 evaluates
             at the end only.
@@ -98,6 +99,7 @@ class Job:
     device: str
     output_dir: str
     init_checkpoint: str
+    pretrained: str = ""
     max_iter: int
     eval_period: int
     log_period: int = 20
@@ -223,6 +225,7 @@ class LazyJob(Job):
         self.device = device
         self.output_dir = output_folder(cfg)
         self.init_checkpoint = train.init_checkpoint
+        self.pretrained = train.pretrained
         self.max_iter = train.max_iter
         self.eval_period = train.eval_period
         self.log_period = train.log_period

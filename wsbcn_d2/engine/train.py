@@ -19,7 +19,6 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from torch import nn
-from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..checkpoint import WSBCNCheckpointer
 from ..data.train_loader import TrainLoader, WorkerError
@@ -40,7 +39,7 @@ from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
-from .preemption import EXIT_STOPPED, StopOnSignal, TrainingStopped, forward_signals
+from .preemption import StopOnSignal, TrainingStopped, forward_signals
 from .resume import Progress, RankStates
 from .trainer import Trainer
 
@@ -50,9 +49,17 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
-    """detectron2's arguments; ``--dist-url`` picks a free port where one machine is enough."""
+    """detectron2's arguments and ours; ``--dist-url`` picks a free port for one machine."""
     parser = default_argument_parser(epilog)
     parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--fault-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="when a process fails, all others are stopped within this time (default: 60); it "
+        "does not limit how long one may be busy while the others wait",
+    )
     return parser
 
 
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: what the user can put right, before any process is started.
+        RankFailedError: a process failed, as `launch`.
         SystemExit: with status `EXIT_STOPPED`, when a signal stopped the training in good order.
     """
     cfg, device = _load(args)
@@ -68,21 +76,17 @@ def run(args: argparse.Namespace) -> None:
     check_config(cfg, args, world_size)
     # This process only waits, unless it is the one that trains.
     spawns = world_size > 1 and not under_torchrun()
-    try:
-        with forward_signals(stop_signals(cfg) if spawns else []):
-            launch(
-                main,
-                args.num_gpus,
-                args.num_machines,
-                args.machine_rank,
-                args.dist_url,
-                (args,),
-                device=device,
-            )
-    except ProcessExitedException as error:
-        if error.exit_code == EXIT_STOPPED:
-            raise SystemExit(EXIT_STOPPED) from None
-        raise
+    with forward_signals(stop_signals(cfg) if spawns else []):
+        launch(
+            main,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url,
+            (args,),
+            device=device,
+            fault_timeout=args.fault_timeout,
+        )
 
 
 def main(args: argparse.Namespace) -> Results:
@@ -225,6 +229,12 @@ def train(job: Job, resume: bool) -> Results:
     elif main_process:
         if resume:
             logger.info("No checkpoint in %s to resume from: starting anew", job.output_dir)
+        if job.pretrained and not job.init_checkpoint:
+            logger.warning(
+                "This recipe is made to start from %s, and starts from random weights. To "
+                "finetune, add train.init_checkpoint=%s (or a file with those weights)",
+                *(job.pretrained, job.pretrained),
+            )
         _set_aside(Path(job.output_dir) / "metrics.json")
     progress.begin(job.seed, start_iter)
     loader = job.build_train_loader(progress.seed, progress.position)
@@ -264,7 +274,15 @@ def _wrap(job: Job, model: nn.Module) -> nn.Module:
     ddp = dict(job.ddp)
     if job.device == "cpu":
         ddp["device_ids"] = None
-    return create_ddp_model(model, **ddp)
+    wrapped = create_ddp_model(model, **ddp)
+    if job.exact_resume and (job.device == "cpu" or job.deterministic) and wrapped is not model:
+        # Gradients are summed in buckets, which are laid out anew after a run's first step; where a
+        # number lies decides in which order a ring of three or more adds it up. The step after a
+        # resume would round as a first step does, not as the interrupted run would have. So the
+        # lasting layout is made now, at the price of less overlap with the backward pass.
+        wrapped.reducer._push_all_rebuilt_params()
+        wrapped.reducer._rebuild_buckets()
+    return wrapped
 
 
 def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeError) -> str:

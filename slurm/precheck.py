@@ -1,0 +1,151 @@
+"""What is wrong with a run, found in seconds on the login node; and what it will do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cluster_profile import Profile
+
+from wsbcn_d2 import data  # noqa: F401  registers datasets
+from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config_file
+from wsbcn_d2.engine.config import batch_plan, is_lazy, output_folder
+from wsbcn_d2.engine.errors import ConfigError
+
+__all__ = ["Plan", "check_run", "check_writable", "evaluation_override", "output_override"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, checked.
+
+    Attributes:
+        cfg: the config with its overrides.
+        config_file: absolute path.
+        opts: the overrides, with an absolute output folder.
+        output_dir: absolute.
+        max_iter, images: iterations, and images in each; images is 0 where the config hides it.
+        batch: how the processes carry a step out, in words, for each number of nodes.
+        parameters: of the model.
+        checkpoints: how many the run will have written.
+        checkpoint_bytes: of one, about: weights, and as much again for SGD's momentum.
+        evaluations: how many, with the last.
+    """
+
+    cfg: Any
+    config_file: str
+    opts: list[str]
+    output_dir: Path
+    max_iter: int
+    images: int
+    batch: list[str]
+    parameters: int
+    checkpoints: int
+    checkpoint_bytes: int
+    evaluations: int
+
+    @property
+    def lazy(self) -> bool:
+        return is_lazy(self.cfg)
+
+
+def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -> Plan:
+    """Everything that can be known before the job runs.
+
+    Args:
+        args: ``config_file``, ``resume`` and ``eval_only`` are read.
+        opts: overrides.
+        profile: says how many processes there will be.
+
+    Raises:
+        ConfigError: with what to put right.
+    """
+    path = os.path.abspath(resolve_config_file(args.config_file))
+    cfg = load_config(path, opts)
+    folder = Path(output_folder(cfg)).expanduser().absolute()
+    opts = [*opts, *output_override(cfg, folder)]
+    cfg = load_config(path, opts)
+    check_writable(folder)
+    if not (args.resume or args.eval_only) and (folder / "last_checkpoint").exists():
+        raise ConfigError(
+            f"{folder} holds an earlier run's checkpoints, which a restart of this one might "
+            "resume: add --resume to go on with that run, or name another "
+            f"{'train.output_dir' if is_lazy(cfg) else 'OUTPUT_DIR'}"
+        )
+    batch = []
+    images = 0
+    for nodes in profile.node_counts:
+        check_config(cfg, args, nodes * profile.tasks)
+        plan = None if args.eval_only else batch_plan(cfg, nodes * profile.tasks)
+        if plan is not None:
+            images = plan.total
+            batch.append(f"{nodes} node(s): {plan}")
+    job = build_job(cfg, "meta")
+    try:
+        with torch.device("meta"):
+            model = job.build_model()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
+    max_iter, period = job.max_iter, job.checkpoint_period
+    tensors = [*model.parameters(), *model.buffers()]
+    return Plan(
+        cfg=cfg,
+        config_file=path,
+        opts=opts,
+        output_dir=folder,
+        max_iter=max_iter,
+        images=images,
+        batch=batch,
+        parameters=sum(p.numel() for p in model.parameters()),
+        checkpoints=-(-max_iter // period) if period > 0 else 1,
+        checkpoint_bytes=sum(t.numel() * t.element_size() for t in tensors)
+        + sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
+        evaluations=-(-max_iter // job.eval_period) if job.eval_period > 0 else 1,
+    )
+
+
+def output_override(cfg: Any, folder: Path) -> list[str]:
+    """The overrides that set the output folder."""
+    if not is_lazy(cfg):
+        return ["OUTPUT_DIR", str(folder)]
+    return [f"train.output_dir={_quoted(folder)}"]
+
+
+def evaluation_override(cfg: Any, folder: Path, weights: Path) -> list[str]:
+    """The overrides that evaluate ``weights`` and write to ``folder``."""
+    if not is_lazy(cfg):
+        return ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(weights)]
+    return [f"train.output_dir={_quoted(folder)}", f"train.init_checkpoint={_quoted(weights)}"]
+
+
+def _quoted(path: Path) -> str:
+    """In quotes where hydra would see more than a word."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether ``folder`` can be written, or made, without making it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output folder {folder}: cannot write to {existing} ({error.strerror})"
+        ) from error

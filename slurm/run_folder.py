@@ -1,0 +1,76 @@
+"""What a run leaves in its folder about its jobs, for people and for status.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder ``slurm`` in a run's output folder.
+
+    - ``log.txt``: what all processes printed, each line behind its rank;
+      ``rank_<r>.txt``: what one did.
+    - ``events.jsonl``: what happened to its jobs.
+    - ``run.json``: what was submitted last.
+    - ``1``, ``2``, …: one folder for each submission, with the resolved config, the command, the
+      commit and what differs from it, the environment, the code, and submitit's files.
+
+    Args:
+        output_dir: the run's output folder.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir).absolute()
+        self.folder = self.output_dir / "slurm"
+        self.log = self.folder / "log.txt"
+        # The attempt in which a process raised: "<job> <restart>".
+        self.failed = self.folder / "failed"
+
+    def exists(self) -> bool:
+        """Whether anything was submitted here."""
+        return (self.folder / "run.json").is_file()
+
+    def new_submission(self) -> Path:
+        """Make the folder of a new submission."""
+        path = self.next_submission()
+        path.mkdir(parents=True)
+        return path
+
+    def next_submission(self) -> Path:
+        """Where `new_submission` would be."""
+        numbers = [int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit()]
+        return self.folder / str(max(numbers, default=0) + 1)
+
+    def note(self, event: str, job: str, restart: int = 0, **details: Any) -> None:
+        """Append one line to the events. One write: other processes may be at it too."""
+        entry = {"time": round(time.time(), 3), "event": event, "job": job, "restart": restart}
+        with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({**entry, **details}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """All of them, in order; none where there is no file."""
+        try:
+            lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def jobs(self, events: Sequence[dict[str, Any]] | None = None) -> list[str]:
+        """Ids of the jobs that were submitted, the last one last."""
+        events = self.events() if events is None else events
+        return [event["job"] for event in events if event["event"] == "submitted"]
+
+    def write_run(self, **content: Any) -> None:
+        """Replace run.json."""
+        text = json.dumps(content, indent=2) + "\n"
+        (self.folder / "run.json").write_text(text, encoding="utf-8")
+
+    def read_run(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))

@@ -1,0 +1,252 @@
+"""submit.py, status.py and cancel.py on a real SLURM: the quick recipe, 2 nodes × 2 processes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from rendezvous import ports_of
+
+from tests.slurm.cluster import PATIENCE, wait_for
+from tests.slurm.conftest import User
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200 * PATIENCE)]
+
+ITERATIONS = 16
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(user: User) -> str:
+    """A run to the end: its name."""
+    (job,) = user.submit("whole", f"train.max_iter={ITERATIONS}")
+    assert user.wait_until_ended("whole", job) == "COMPLETED", user.log("whole")[-5000:]
+    return "whole"
+
+
+def weights(user: User, run: str) -> dict[str, torch.Tensor]:
+    path = user.output(run) / "model_final.pth"
+    return torch.load(path, weights_only=False)["model"]
+
+
+def assert_same_weights(user: User, run: str, other: str) -> None:
+    ours, theirs = weights(user, run), weights(user, other)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def table(user: User, run: str) -> str:
+    done = user.script("status", str(user.output(run)))
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def test_run_to_the_end_leaves_an_ap_table_and_a_record(user: User, uninterrupted: str):
+    log = user.log(uninterrupted)
+    assert re.search(r"^0: +AP +AP50 +AP75", log, re.MULTILINE)
+    assert re.search(r"^0: bbox +\d", log, re.MULTILINE)
+    folder = user.output(uninterrupted) / "slurm"
+    for rank in range(4):
+        text = (folder / f"rank_{rank}.txt").read_text()
+        assert f"global_rank={rank}(4)" in text
+        # The same lines, without their labels, and nobody else's.
+        labelled = re.findall(rf"^{rank}: ?(.*)$", log, re.MULTILINE)
+        assert text.splitlines() == labelled
+    nodes = [re.search(r"hostname=\S+, local_rank=(\d)\(2\), node=(\d)\(2\)", t) for t in
+             ((folder / f"rank_{r}.txt").read_text() for r in range(4))]  # fmt: skip
+    assert [match and match.groups() for match in nodes] == [
+        ("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")
+    ]  # fmt: skip
+    records = {path.name for path in (folder / "1").iterdir()}
+    assert {"config.yaml", "command.txt", "commit.txt", "diff.patch", "environment.txt"} <= records
+    assert f"train.max_iter={ITERATIONS}" in (folder / "1" / "command.txt").read_text()
+    assert f"{ITERATIONS} / {ITERATIONS}" in table(user, uninterrupted)
+    assert "COMPLETED" in table(user, uninterrupted)
+
+
+def test_preempted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    user: User, uninterrupted: str, tmp_path: Path
+):
+    go_on = tmp_path / "go_on"
+    (job,) = user.submit(
+        "preempted",
+        f"train.max_iter={ITERATIONS}",
+        "dataloader.train.mapper.seconds=1",
+        f"dataloader.train.mapper.until={go_on}",
+    )
+    user.wait_for_iteration("preempted", 4)
+    user.cluster.run("scancel", "--signal=USR2", job)
+    user.wait_for_event("preempted", "requeued")
+    go_on.touch()
+    user.release(job)
+    assert user.wait_until_ended("preempted", job) == "COMPLETED"
+    assert "SIGUSR2 received" in user.log("preempted")
+    starts = user.events("preempted", "started")
+    assert [event["restart"] for event in starts] == [0, 1]
+    # Each iteration once: the second part begins where the first has stopped.
+    assert [i for i in user.iterations("preempted") if i < ITERATIONS] == list(range(ITERATIONS))
+    assert_same_weights(user, "preempted", uninterrupted)
+
+
+def test_time_limit_reached_twice(user: User, tmp_path: Path):
+    go_on = tmp_path / "go_on"
+    (job,) = user.submit(
+        "limited",
+        "train.max_iter=160",
+        "dataloader.train.mapper.seconds=1",
+        f"dataloader.train.mapper.until={go_on}",
+        options=("--grace=120",),
+    )
+    for restart in (0, 1):
+        user.wait_for_event("limited", "started", restart + 1)
+        seen = len(user.iterations("limited"))
+        wait_for(lambda seen=seen: len(user.iterations("limited")) > seen + 1, "progress", 300)
+        # One to two minutes are left, and SLURM warns two minutes before the end.
+        hours, minutes, _ = map(int, user.cluster.job(job)["RunTime"].split(":"))
+        limit = 60 * hours + minutes + 2
+        user.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+        user.wait_for_event("limited", "requeued", restart + 1)
+        if restart == 1:
+            go_on.touch()
+        wait_for(lambda: user.cluster.job(job).get("JobState") == "PENDING", "requeue")
+        user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+        user.release(job)
+    assert user.wait_until_ended("limited", job) == "COMPLETED"
+    assert [event["restart"] for event in user.events("limited", "started")] == [0, 1, 2]
+    assert [i for i in user.iterations("limited") if i < 160] == list(range(160))
+    words = table(user, "limited")
+    assert re.search(r"COMPLETED │ 2 │ 160 / 160 .* │ 2 │", words), words
+
+
+def test_a_crash_is_told_and_not_requeued(user: User):
+    (job,) = user.submit("crash", "dataloader.train.mapper.failing_rank=2")
+    assert user.wait_until_ended("crash", job) == "FAILED"
+    assert user.cluster.job(job)["Restarts"] == "0"
+    assert re.search(r"^2: .*the disk is on fire", user.log("crash"), re.MULTILINE)
+    words = table(user, "crash")
+    assert "FAILED" in words
+    assert "rank 2:" in words
+    (failure,) = user.events("crash", "failed")
+    assert "the disk is on fire" in failure["error"]
+
+
+def test_after_a_node_failure_jobs_go_on_with_fewer_nodes_or_are_held(user: User, tmp_path: Path):
+    go_on = tmp_path / "go_on"
+    overrides = ("train.max_iter=8", f"dataloader.train.mapper.until={go_on}")
+    overrides += ("dataloader.train.mapper.seconds=2", "train.checkpointer.period=2")
+    (fewer,) = user.submit("fewer", *overrides, options=("--min-nodes=1",))
+    (held,) = user.submit("held", *overrides)
+    try:
+        for run in ("fewer", "held"):
+            user.wait_for_iteration(run, 2)
+        user.cluster.kill_node("wsbcn2")
+        for run, job in (("fewer", fewer), ("held", held)):
+            wait_for(
+                lambda job=job: user.cluster.job(job).get("Restarts") == "1",
+                f"requeue of {run}",
+                150,
+            )
+        go_on.touch()
+        user.release(fewer)
+        user.release(held)
+        assert user.wait_until_ended("fewer", fewer) == "COMPLETED", user.log("fewer")[-3000:]
+        assert [e["tasks"] for e in user.events("fewer", "started")] == [4, 2]
+        assert "Resuming at iteration" in user.log("fewer")
+        assert user.cluster.job(held)["JobState"] == "PENDING"
+        assert "PENDING" in table(user, "held")
+    finally:
+        user.cluster.start_node("wsbcn2")
+    # It leaves the queue by itself when the node is back.
+    assert user.wait_until_ended("held", held) == "COMPLETED"
+    assert [e["tasks"] for e in user.events("held", "started")] == [4, 4]
+
+
+def test_sweep_of_three_one_at_a_time_then_evaluations(user: User):
+    jobs = user.submit(
+        "sweep",
+        "train.max_iter=2",
+        options=(
+            "--sweep=optimizer.lr=0.01,0.02,0.03",
+            "--max-parallel=1",
+            "--then-eval",
+            "--nodes=1",
+            "--tasks-per-node=1",
+        ),
+    )
+    runs = [f"sweep/optimizer.lr_{lr}" for lr in ("0.01", "0.02", "0.03")]
+    assert [job.partition("_")[2] for job in jobs] == ["0", "1", "2"] * 2
+    for run, job in zip(runs, jobs[3:], strict=True):
+        assert user.wait_until_ended(f"{run}/eval", job) == "COMPLETED"
+    spans = [
+        (user.events(run, "started")[0]["time"], user.events(run, "finished")[0]["time"])
+        for run in runs
+    ]
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
+    different = {float(weights(user, run)["backbone.fpn_output5.weight"].sum()) for run in runs}
+    assert len(different) == 3
+    for run in runs:
+        assert re.search(r"^0: bbox +\d", user.log(f"{run}/eval"), re.MULTILINE)
+        after = user.events(f"{run}/eval", "started")[0]["time"]
+        assert after > user.events(run, "finished")[0]["time"]
+
+
+def test_two_jobs_on_the_same_nodes_and_a_port_that_is_taken(user: User):
+    (first,) = user.submit("one", "train.max_iter=3", "dataloader.train.mapper.seconds=2")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("", ports_of(str(int(first) + 1))[0]))
+        taken.listen()
+        (second,) = user.submit("two", "train.max_iter=3")
+        assert int(second) == int(first) + 1
+        assert user.wait_until_ended("two", second) == "COMPLETED"
+    assert user.wait_until_ended("one", first) == "COMPLETED"
+    spans = [
+        [user.events(run, kind)[0]["time"] for kind in ("started", "finished")]
+        for run in ("one", "two")
+    ]
+    assert max(start for start, _ in spans) < min(end for _, end in spans)
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "message"),
+    [
+        (("--partition=nowhere",), (), "invalid partition specified: nowhere"),
+        (("--nodes=5",), (), "partitions: main"),
+        (("--mem=9999G",), (), "Memory specification can not be satisfied"),
+        ((), ("train.output_dir=/proc/nowhere",), "cannot write to /proc"),
+        ((), ("dataloader.train.total_batch_size=5",), "total_batch_size (5) must be"),
+    ],
+    ids=["partition", "nodes", "memory", "output folder", "batch"],
+)
+def test_mistakes_are_one_line_and_submit_nothing(
+    user: User, options: tuple[str, ...], overrides: tuple[str, ...], message: str
+):
+    if "--nodes=5" in options:
+        overrides = ("dataloader.train.total_batch_size=10",)
+    done = user.try_to_submit("mistake", *overrides, options=options)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("submit.py: error")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert done.stderr.splitlines()[-1] == errors[0]
+    assert not user.cluster.run("squeue", "-h")
+    assert not user.output("mistake").exists()
+
+
+def test_cancelled_jobs_stay_cancelled(user: User):
+    (job,) = user.submit("cancelled", "dataloader.train.mapper.seconds=2")
+    user.wait_for_event("cancelled", "started")
+    again = user.try_to_submit("cancelled")
+    assert again.returncode == 1
+    assert f"job {job} is still in the queue" in again.stderr
+    done = user.script("cancel", str(user.output("cancelled")))
+    assert done.returncode == 0, done.stderr
+    assert user.wait_until_ended("cancelled", job) == "CANCELLED"
+    assert "CANCELLED" in table(user, "cancelled")
+    assert not user.events("cancelled", "requeued")
+    shutil.rmtree(user.output("cancelled"))
