@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -21,9 +22,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_bad_image_ends_the_training_by_name(folder):
-    with pytest.raises(BadDataError, match=r"000000000004\.png \(image_id 4, .*UnidentifiedImage"):
-        training(folder, "error", *BATCH)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_ends_the_training_by_name(folder, workers):
+    with pytest.raises(BadDataError) as error:
+        training(folder, f"error{workers}", *BATCH, f"dataloader.train.num_workers={workers}")
+    first, hint = str(error.value).splitlines()
+    assert re.fullmatch(
+        r"image \S*000000000004\.png \(image_id 4, .*\) cannot be used: UnidentifiedImage.*", first
+    )
+    assert "train.bad_data.action=skip" in hint
+    if workers:  # where it happened is not lost
+        assert "Original Traceback" in str(error.value.__cause__)
 
 
 def test_a_bad_image_is_skipped_and_counted_on_request(folder):

@@ -131,9 +131,13 @@ class TrainLoader:
             try:
                 batch, count, skipped = next(self._iterator)
             except BadDataError as error:
-                # A worker's error keeps torch's iterator alive in a cycle, of which the garbage
-                # collector makes a queue that is closed before the workers are told to end.
-                raise error.with_traceback(None) from error.__cause__
+                # Without its traceback: that keeps torch's iterator alive in a cycle, of which the
+                # garbage collector makes a queue that is closed before the workers are told to end.
+                error = error.with_traceback(None)
+                _, from_worker, message = str(error).rpartition(f"{BadDataError.__name__}: ")
+                if from_worker:  # torch puts the worker's traceback before the message
+                    raise BadDataError(message.rstrip()) from error
+                raise error from error.__cause__
             self.loaded += count
             for message in skipped:
                 self.skipped += 1

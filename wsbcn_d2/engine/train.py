@@ -21,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..checkpoint import WSBCNCheckpointer
-from ..data.train_loader import TrainLoader, WorkerError
+from ..data.train_loader import BadDataError, TrainLoader, WorkerError
 from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
@@ -260,7 +260,8 @@ def train(job: Job, resume: bool) -> Results:
         raise
     except RuntimeError as error:
         # torch reports it from a signal handler, in whatever the process was doing.
-        if "DataLoader worker" not in str(error) or not isinstance(loader, TrainLoader):
+        dead = "DataLoader worker" in str(error) and not isinstance(error, BadDataError)
+        if not dead or not isinstance(loader, TrainLoader):
             raise
         raise WorkerError(_describe_dead_workers(loader, trainer.iter, error)) from error
     if main_process:
