@@ -88,7 +88,8 @@ test: setup ## run the tests, but the slow ones
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
 
-test-slurm: setup ## run the tests on a real SLURM; as root, with Debian's slurm-wlm and munge
+test-slurm: setup ## run the tests on a real SLURM of two nodes; as root, installs Debian's packages
+	@sh tests/slurm/install.sh
 	$(PY) -m pytest -m slurm $(ARGS)
 
 # The quick ones of these are a part of `make test`; here they run too.

@@ -45,6 +45,7 @@ python slurm/status.py output/* shows how they are; python slurm/cancel.py outpu
 """
 
 _SLURM_CONF = os.environ.get("SLURM_CONF")
+_SRUN_ARGS = ("--output=all", "--label", "--kill-on-bad-exit=1", "--distribution=block")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|AUTH", re.IGNORECASE)
 
 
@@ -256,8 +257,15 @@ class _Batch:
         }
         if profile.mem is not None:
             extra["mem"] = profile.mem
+        srun_args = [*_SRUN_ARGS, f"--cpus-per-task={profile.cpus_per_task}"]
+        tasks = {"ntasks_per_node": profile.tasks, "cpus_per_task": profile.cpus_per_task}
         if profile.min_nodes not in (None, profile.nodes):
+            # SLURM would keep the first start's number of tasks, and a requeued job wait for as
+            # many nodes again. So the job asks for CPUs, and only srun for tasks.
+            tasks = {}
             extra["nodes"] = f"{profile.min_nodes}-{profile.nodes}"
+            extra["mincpus"] = profile.tasks * profile.cpus_per_task
+            srun_args.append(f"--ntasks-per-node={profile.tasks}")
         if "dependency" in parameters:
             extra["kill-on-invalid-dep"] = "yes"
         optional = {
@@ -272,22 +280,14 @@ class _Batch:
                 "job_name": self._name,
                 "time": profile.minutes,
                 "nodes": profile.nodes,
-                "ntasks_per_node": profile.tasks,
-                "cpus_per_task": profile.cpus_per_task,
                 "signal_delay_s": profile.grace,
                 "array_parallelism": self._args.max_parallel,
                 "stderr_to_stdout": True,
                 "setup": self._setup(runs, folder),
                 "teardown": self._teardown(),
-                "srun_args": [
-                    "--output=all",
-                    "--label",
-                    "--kill-on-bad-exit=1",
-                    "--distribution=block",
-                    f"--cpus-per-task={profile.cpus_per_task}",
-                    *profile.srun_args,
-                ],
+                "srun_args": [*srun_args, *profile.srun_args],
                 "additional_parameters": extra,
+                **tasks,
                 **{name: value for name, value in optional.items() if value is not None},
                 **parameters,
             }
@@ -328,8 +328,9 @@ class _Batch:
             "  sleep 60",
             "fi",
             "# A process is gone, but none has raised: if a node is too, SLURM will say so in time",
+            'probe="srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --overlap true"',
             'if [ $status -ne 0 ] && [ "$(cat "$run/failed" 2>/dev/null)" != "$attempt" ] &&'
-            " ! timeout 60 srun --ntasks-per-node=1 --overlap true; then",
+            " ! timeout 60 $probe; then",
             '  echo "=== a node does not answer: waiting for SLURM to requeue the job ==="',
             f"  sleep {profile.node_failure_wait}",
             "fi",

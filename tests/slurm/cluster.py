@@ -129,10 +129,12 @@ class Cluster:
             self.start_node(name)
 
     def start_node(self, name: str) -> None:
-        """Start a node's daemon, and wait until the node is idle."""
+        """Start a node's daemon, and wait until the node takes jobs."""
         (self.folder / name).mkdir(exist_ok=True)
         self._start(name, "slurmd", "-D", "-N", name)
-        wait_for(lambda: self.node_state(name) == "idle", f"node {name} idle")
+        # Not idle for long, with jobs in the queue.
+        up = ("idle", "mixed", "allocated")
+        wait_for(lambda: self.node_state(name) in up, f"node {name} up")
 
     def kill_node(self, name: str) -> None:
         """As a power cut: no daemon, and no process of a job that it had started."""

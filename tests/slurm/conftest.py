@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ class User:
             raise AssertionError(f"{error}\n{self.log(run)[-3000:]}") from None
 
     def release(self, job: str) -> None:
-        """Start a requeued job now, not after SLURM's two minutes."""
+        """Start a requeued job soon, not after SLURM's two minutes."""
         wait_for(lambda: self.cluster.job(job).get("JobState") == "PENDING", f"{job} requeued")
+        time.sleep(4)  # a node that still clears the last start away refuses the next one
         self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def wait_until_ended(self, run: str, job: str, timeout: float = 400) -> str:
