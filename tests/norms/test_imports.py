@@ -24,6 +24,19 @@ def test_importing_the_norms_imports_no_detectron2_nor_pycocotools() -> None:
     assert done.stdout == "[]\n[]\n"
 
 
+def test_importing_the_norms_imports_little_of_torch_that_torch_does_not() -> None:
+    """torch's compiler and distributed checkpoints take more than a second."""
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import wsbcn_d2.norms\n"
+        "print(*sorted(m for m in set(sys.modules) - before if not m.startswith('wsbcn_d2')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) < 20, done.stdout
+
+
 def test_every_public_name_exists_and_is_listed_in_order() -> None:
     names = wsbcn_d2.norms.__all__
     assert all(hasattr(wsbcn_d2.norms, name) for name in names)

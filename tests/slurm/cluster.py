@@ -19,7 +19,7 @@ NODES = ("wsbcn1", "wsbcn2")
 _PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "runuser")
 
 # For machines that have much else to do: how many times the usual time everything may take.
-PATIENCE = float(os.environ.get("SLURM_TESTSPATIENCE", "1"))
+PATIENCE = float(os.environ.get("SLURM_TESTS_PATIENCE", "1"))
 
 # More CPUs than there are: two jobs of four processes fit side by side.
 _CONFIG = """\

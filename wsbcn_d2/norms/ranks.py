@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 if TYPE_CHECKING:
     from .turns import Turns
 
-__all__ = ["PoolsOverRanks", "Ranks", "group_timeout", "rank_groups"]
+__all__ = ["PoolsOverRanks", "Ranks", "group_timeout", "not_compiled", "rank_groups"]
+
+# torch.compiler.disable, but without importing the compiler here, which takes more than a second.
+not_compiled = _disable_dynamo
 
 
 class Ranks:
@@ -68,7 +72,7 @@ class Ranks:
         world_size = dist.get_world_size()
         return world_size if self.members is None else min(world_size, len(self.members))
 
-    @torch.compiler.disable
+    @not_compiled
     def add_up(self, tensor: Tensor) -> None:
         """Sum ``tensor`` over the ranks, in place.
 

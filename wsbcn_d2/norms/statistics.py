@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import recomputing
-from .ranks import Ranks
+from .ranks import Ranks, not_compiled
 from .recall import Recall
 
 __all__ = [
@@ -152,7 +152,7 @@ def average_about(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # torch.compile would put its own collective in the place of this one, without the gradient's.
-@torch.compiler.disable
+@not_compiled
 def _all_reduce(sums: Tensor, ranks: Ranks, owed: tuple[int, ...], known: Tensor | None) -> Tensor:
     return _AllReduce.apply(sums, ranks, owed, known)
 

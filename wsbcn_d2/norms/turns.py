@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from .affine import recomputing
-from .ranks import PoolsOverRanks, Ranks, group_timeout, rank_groups
+from .ranks import PoolsOverRanks, Ranks, group_timeout, not_compiled, rank_groups
 
 __all__ = ["SkippableTurns", "Turns", "check_group_size", "prepare_sync_norms"]
 
@@ -153,7 +153,7 @@ class Turns:
         # Whether all ranks call the roll at each norm, up to the end of this forward.
         self._learning = True
 
-    @torch.compiler.disable
+    @not_compiled
     def begin(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model."""
         self._position = 0
@@ -162,7 +162,7 @@ class Turns:
             self._forwards += 1
             _store().set(f"{self._key}/begun/{dist.get_rank()}", str(self._forwards))
 
-    @torch.compiler.disable
+    @not_compiled
     def end(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the model. Raises as `take`."""
         if self._open and (self._learning or self._position < len(self._expected)):
@@ -171,7 +171,7 @@ class Turns:
             self._learning = False
         self._open = False
 
-    @torch.compiler.disable
+    @not_compiled
     def take(self, ranks: Ranks, differentiable: bool) -> tuple[int, ...]:
         """Wait for a norm's turn to pool.
 
@@ -273,14 +273,14 @@ class SkippableTurns(Turns):
         # Asking on the host does not wait for the device.
         self._agreement = rank_groups(len(members), "gloo")
 
-    @torch.compiler.disable
+    @not_compiled
     def begin(self, model: nn.Module, args: Any) -> None:
         self._model = model
         self._open = model.training
         self._owed = []
         self._device = next(model.parameters()).device
 
-    @torch.compiler.disable
+    @not_compiled
     def take(self, ranks: Ranks, differentiable: bool) -> tuple[int, ...]:
         if not self._open or recomputing():
             return ()
@@ -290,7 +290,7 @@ class SkippableTurns(Turns):
         owed, self._owed = tuple(self._owed), []
         return owed
 
-    @torch.compiler.disable
+    @not_compiled
     def end(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self._open:
             return output
