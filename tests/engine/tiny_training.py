@@ -45,12 +45,12 @@ def training(
     from wsbcn_d2.engine import build_job, load_config, train
     from wsbcn_d2.modeling import register_norms, use_norm
 
-    if "tiny_train" not in DatasetCatalog:
-        coco = folder / "coco"
-        file = coco / "annotations" / "instances_train2017.json"
-        DatasetCatalog.register(
-            "tiny_train", lambda: load_coco_json(str(file), str(coco / "train2017"), "tiny_train")
-        )
+    coco = folder / "coco"
+    file = coco / "annotations" / "instances_train2017.json"
+    DatasetCatalog.pop("tiny_train", None)  # another test file's
+    DatasetCatalog.register(
+        "tiny_train", lambda: load_coco_json(str(file), str(coco / "train2017"), "tiny_train")
+    )
     os.makedirs(folder / output, exist_ok=True)
     register_norms()
     options = ["train.max_iter=6", "train.checkpointer.period=2", "train.images_per_gpu=1"]

@@ -6,6 +6,6 @@ import os
 
 import torch
 
-# Read when triton is imported, which nothing has done when pytest collects this folder.
+# Read when triton is imported, which nothing has done when pytest reads this, before any test.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
