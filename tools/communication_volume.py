@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--recipe", default="common/models/mask_rcnn_fpn", help="default: %(default)s")
     add("--norms", nargs="+", default=NORMS, metavar="NAME", help="default: all but CUDA's")
-    add("--freeze-at", type=int, help="stages not trained; default: as in the recipe (2)")
+    add("--freeze-at", type=int, help="stages not trained; default: as in the recipe")
     add("--gpus", nargs="+", type=int, default=[8, 64, 512], metavar="P", help="to predict for")
     add("--bandwidth", type=float, default=100.0, help="Gb/s of a link (default: %(default)g)")
     add("--latency", type=float, default=10.0, help="µs of a message (default: %(default)g)")
