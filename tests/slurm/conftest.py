@@ -65,7 +65,8 @@ class User:
 
     def log(self, run: str) -> str:
         path = self.output(run) / "slurm" / "log.txt"
-        return path.read_text(errors="replace") if path.exists() else ""
+        # As bytes: a progress bar's carriage returns end no line.
+        return path.read_bytes().decode(errors="replace") if path.exists() else ""
 
     def events(self, run: str, kind: str = "") -> list[dict[str, Any]]:
         path = self.output(run) / "slurm" / "events.jsonl"

@@ -52,11 +52,11 @@ def test_run_to_the_end_leaves_an_ap_table_and_a_record(user: User, uninterrupte
     assert re.search(r"^0: bbox +\d", log, re.MULTILINE)
     folder = user.output(uninterrupted) / "slurm"
     for rank in range(4):
-        text = (folder / f"rank_{rank}.txt").read_text()
+        text = (folder / f"rank_{rank}.txt").read_bytes().decode()
         assert f"global_rank={rank}(4)" in text
         # The same lines, without their labels, and nobody else's.
         labelled = re.findall(rf"^{rank}: ?(.*)$", log, re.MULTILINE)
-        assert text.splitlines() == labelled
+        assert text.removesuffix("\n").split("\n") == labelled
     nodes = [re.search(r"hostname=\S+, local_rank=(\d)\(2\), node=(\d)\(2\)", t) for t in
              ((folder / f"rank_{r}.txt").read_text() for r in range(4))]  # fmt: skip
     assert [match and match.groups() for match in nodes] == [
