@@ -48,6 +48,9 @@ def test_kept_bytes_counts_each_storage_once_and_not_the_result(tool: ModuleType
     assert tool.kept_bytes(lambda: (x * 2).exp() * 1) == 4000  # exp keeps its own result
     assert tool.kept_bytes(lambda: (x * 2).exp()) == 0  # which is not counted when returned
     assert tool.kept_bytes(lambda: (x * 2).square() * (x + 1)) == 3 * 4000
+    weight = torch.randn(10, 100)
+    assert tool.kept_bytes(lambda: x * weight.detach()) == 0  # not allocated here
+    assert tool.kept_bytes(lambda: x * weight.clone().detach()) == 4000
     with torch.no_grad():
         assert tool.kept_bytes(lambda: (x * 2).exp() * 1) == 0
 

@@ -33,6 +33,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wsbcn_d2 import norms
 
@@ -182,12 +183,18 @@ class _Allocations(TorchDispatchMode):
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            StorageWeakRef(item.untyped_storage()).cdata
+            for item in tree_leaves((args, kwargs))
+            if isinstance(item, Tensor) and item.layout == torch.strided
+        }
         result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, tuple | list) else [result]:
+        for item in tree_leaves(result):
             if isinstance(item, Tensor) and item.layout == torch.strided:
                 storage = item.untyped_storage()
                 ref = StorageWeakRef(storage)
-                self.made[ref.cdata] = (ref, storage.nbytes())
+                if ref.cdata not in given:  # a view or in place: noted when it was made, if here
+                    self.made[ref.cdata] = (ref, storage.nbytes())
         return result
 
     def alive(self) -> dict[int, int]:
