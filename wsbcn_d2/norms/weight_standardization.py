@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .affine import composing, full_precision
-from .passes import kernels_for
+from .passes import input_gradient, kernels_for, moments, reduce_gradient, transform
 
 __all__ = [
     "WSConv1d",
@@ -59,10 +59,12 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outsi
         ValueError: K < 2, or an unknown ``eps_mode``.
     """
     check_weight_shape(weight.shape, eps_mode)
-    if composing() or not (torch.is_grad_enabled() and weight.requires_grad):
+    if composing():
         return _compose(weight, eps, eps_mode)
     with full_precision(weight.device.type):
-        return _Standardize.apply(weight, eps, eps_mode, None)
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return _Standardize.apply(weight, eps, eps_mode, None)
+        return _standardize(weight, eps, eps_mode)[0]
 
 
 def check_weight_shape(shape: torch.Size | tuple[int, ...], eps_mode: str) -> None:
@@ -82,23 +84,23 @@ def check_weight_shape(shape: torch.Size | tuple[int, ...], eps_mode: str) -> No
         )
 
 
-def _denominators(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The centred ``(O, K)`` filters, what divides them, and the root that the gradient needs."""
-    flat = weight.flatten(1)
-    centered = flat - flat.mean(1, keepdim=True)
-    var = centered.square().sum(1, keepdim=True) / (flat.shape[1] - 1)
+def _divisor(var: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor]:
+    """What divides the centred filters of this unbiased variance, and the gradient's root."""
     if eps_mode == "inside":
         root = (var + eps).sqrt()
-        return centered, root, root
+        return root, root
     # The root of 0 has no finite slope: a constant filter passes none.
     root = torch.where(var > 0, var, torch.ones_like(var)).sqrt()
-    return centered, torch.where(var > 0, root, torch.zeros_like(root)) + eps, root
+    return torch.where(var > 0, root, torch.zeros_like(root)) + eps, root
 
 
 def _compose(weight: Tensor, eps: float, eps_mode: str) -> Tensor:
     wide = weight if weight.dtype == torch.float64 else weight.float()
-    centered, denominator, _ = _denominators(wide, eps, eps_mode)
-    return (centered / denominator).view_as(wide).to(weight.dtype)
+    flat = wide.flatten(1)
+    centered = flat - flat.mean(1, keepdim=True)
+    var = centered.square().sum(1, keepdim=True) / (flat.shape[1] - 1)
+    divisor, _ = _divisor(var, eps, eps_mode)
+    return (centered / divisor).view_as(wide).to(weight.dtype)
 
 
 class _Standardize(torch.autograd.Function):
@@ -127,22 +129,29 @@ class _Standardize(torch.autograd.Function):
         if kernels := _kernels(weight):
             dweight = kernels.standardize_backward(grad, standardized, denominator, root)
             return dweight, None, None, None
-        wide = root.dtype
-        flat, hat = grad.flatten(1).to(wide), standardized.flatten(1).to(wide)
         # d std = sum(centred * d centred) / ((K - 1) * root), and hat sums to zero.
-        along = (flat * hat).sum(1, keepdim=True) / ((flat.shape[1] - 1) * root)
-        dweight = (flat - flat.mean(1, keepdim=True)) / denominator - hat * along
-        return dweight.view_as(weight).to(weight.dtype), None, None, None
+        dy, hat = _rows(grad), _rows(standardized)
+        count, zero = hat.shape[2], torch.zeros_like(root)
+        total, along = reduce_gradient(dy, hat, zero)
+        dvar = along.div_(root).mul_(-count / (2 * (count - 1)))
+        dweight = input_gradient(dy, hat, zero, 1 / denominator, -total / denominator, dvar)
+        return dweight.view_as(weight), None, None, None
 
 
 def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
     if kernels := _kernels(weight):
         return kernels.standardize(weight.detach(), eps, eps_mode == "inside")
-    wide = weight.detach()
-    wide = wide if wide.dtype == torch.float64 else wide.float()
-    centered, denominator, root = _denominators(wide, eps, eps_mode)
-    standardized = centered.div_(denominator).view_as(weight).to(weight.dtype)
-    return standardized, denominator, root
+    rows = _rows(weight.detach())
+    mean, var = moments(rows)
+    count = rows.shape[2]
+    divisor, root = _divisor(var * (count / (count - 1)), eps, eps_mode)
+    standardized = transform(rows, mean, 1 / divisor, torch.zeros_like(mean))
+    return standardized.view(weight.shape), divisor, root
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """The filters as the channels of one sample, ``(1, O, K)``."""
+    return weight.flatten(1).unsqueeze(0)
 
 
 def _kernels(weight: Tensor) -> ModuleType | None:
