@@ -243,6 +243,8 @@ class _SwitchNorm(nn.Module):
         return batch_mean, batch_var
 
     def _warn_about_single_images(self, x: Tensor) -> None:
+        if torch.compiler.is_compiling():  # a warning would split the graph at each norm
+            return
         if x.shape[0] == 1 and x.dim() > 2 and "bn" in self.statistics:
             warnings.warn(
                 f"{type(self).__name__} with a 'bn' statistic trains on one sample: its batch "
