@@ -628,7 +628,8 @@ def table(results: Sequence[Result], baseline: str, max_spread: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(results: Sequence[Result], baseline: str, max_spread: float, path: Path) -> None:
+def _plot(results: Sequence[Result], baseline: str, max_spread: float, path: Path) -> bool:
+    """Whether there was a ratio to plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -640,8 +641,11 @@ def _plot(results: Sequence[Result], baseline: str, max_spread: float, path: Pat
         and r.ratio_spread is not None
         and r.ratio_spread <= max_spread * r.ratio
     ]
+    if not shown:
+        path.unlink(missing_ok=True)
+        return False
     labels = [f"{r.norm}, {r.work}, {r.case}" for r in shown]
-    figure = Figure(figsize=(9, 1.2 + 0.24 * max(len(shown), 1)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.24 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colors = ["tab:blue" if r.work == "train" else "tab:orange" for r in shown]
@@ -656,6 +660,7 @@ def _plot(results: Sequence[Result], baseline: str, max_spread: float, path: Pat
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel(f"time, in units of {baseline}'s (bars' ends: the middle half of the rounds)")
     figure.savefig(path, dpi=110)
+    return True
 
 
 def write_report(
@@ -681,7 +686,7 @@ def write_report(
         "results": [r._asdict() for r in results],
     }
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    _plot(results, baseline, max_spread, folder / f"{name}.png")
+    plotted = _plot(results, baseline, max_spread, folder / f"{name}.png")
     page = folder.with_suffix(".md")
     start, end = f"<!-- benchmark: {name} -->\n", "<!-- end -->"
     text = page.read_text(encoding="utf-8") if page.exists() else ""
@@ -692,9 +697,10 @@ def write_report(
     _, mark, tail = rest.partition(end)
     if not mark:
         raise ValueError(f"{page} has {start.strip()!r} but no {end!r} after it")
-    body = (
-        f"\n`{command}`\n\n{_described(machine)}\n\n{table(results, baseline, max_spread)}\n"
+    body = f"\n`{command}`\n\n{_described(machine)}\n\n{table(results, baseline, max_spread)}\n" + (
         f"![{name}: times in units of {baseline}'s]({folder.name}/{name}.png)\n\n"
+        if plotted
+        else ""
     )
     page.write_text(head + start + body + mark + tail, encoding="utf-8")
 
