@@ -88,7 +88,6 @@ setup(
         "pycocotools>=2.0.2",
         "submitit>=1.4",
         "matplotlib",
-        "scikit-learn",
         "shapely",
         "tabulate",
         "tensorboard",

@@ -1,7 +1,7 @@
 """The embedded dataset and its registration in detectron2's catalogs.
 
-Importing this package registers ``digits_train`` and ``digits_val``. Nothing is built, and
-scikit-learn is not imported, before one of them is loaded or :func:`build_digits` is called.
+Importing this package registers ``digits_train`` and ``digits_val``. Nothing is built before one of
+them is loaded or :func:`build_digits` is called.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The digits dataset: instance segmentation of handwritten digits, without any download.
 
-Real handwritten digits (scikit-learn's ``load_digits``, 1797 images of 8x8 pixels) are upscaled,
-rotated and painted over crops of scikit-learn's two sample photographs; see
-:mod:`.digit_scenes`. 400 training and 100 validation images in COCO's format. Training and
-validation share neither a source digit nor a part of a photograph. Of the digits 95% are
-"small" in COCO's sense (an area below 32x32 pixels) and none is "large": look at AP, not at APm
-and APl.
+Real handwritten digits (1797 images of 8x8 pixels, shipped in ``digit_sources/``) are upscaled,
+rotated and painted over crops of two photographs; see :mod:`.digit_scenes`. 400 training and 100
+validation images in COCO's format. Training and validation share neither a source digit nor a part
+of a photograph. Of the digits 95% are "small" in COCO's sense (an area below 32x32 pixels) and none
+is "large": look at AP, not at APm and APl.
 
 The files are the same bytes on every machine. The images are therefore PNG files that store
 their pixels uncompressed (38 MB altogether): deflate's output differs between zlib versions.
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import portalocker
+from PIL import Image
 from pycocotools import mask as mask_api
 from tqdm import tqdm
 
@@ -57,6 +57,7 @@ SPLITS = {"train": 400, "val": 100}
 DIGITS_SHA256 = "6834c51eb19cc4aac9214fa90b44983601372b1bfb7c6684237af92a5d83109f"
 
 _FOLDER_NAME = "digits-v1"
+_SOURCES = Path(__file__).with_name("digit_sources")
 _SEEDS = {"train": 20190325, "val": 20190326}
 # The last fifth, not a random one: neighbours in the file resemble each other. (An SVM on the
 # pixels is right on 96% of the last fifth, on 99% of every fifth digit.)
@@ -108,7 +109,6 @@ def build_digits(root: str | os.PathLike[str] | None = None, *, progress: bool =
         the dataset's folder, with ``train/``, ``val/`` and ``annotations/`` in it.
 
     Raises:
-        ImportError: scikit-learn, the source of the digits, is missing.
         FileExistsError: the folder exists but is not a complete dataset.
         OSError: the cache folder cannot be written to.
     """
@@ -144,16 +144,12 @@ def _is_complete(folder: Path) -> bool:
 
 def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Digits ``(1797, 8, 8)``, labels ``(1797,)`` and photographs, each ``(427, 640, 3)``."""
-    try:
-        from sklearn.datasets import load_digits, load_sample_image
-    except ImportError as err:
-        raise ImportError(
-            "the digits dataset is made from images that scikit-learn brings along; "
-            "install it with 'pip install scikit-learn'"
-        ) from err
-    digits = load_digits()
-    photos = [np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-    return digits.images.astype(np.int64), digits.target.astype(np.int64), photos
+    table = np.loadtxt(_SOURCES / "digits.csv.gz", delimiter=",", dtype=np.int64)
+    photos = []
+    for name in ("china.jpg", "flower.jpg"):
+        with Image.open(_SOURCES / name) as image:
+            photos.append(np.asarray(image.convert("RGB")))
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1], photos
 
 
 @contextlib.contextmanager
@@ -194,8 +190,8 @@ def _build_and_publish(
         digest = folder_digest(building)
         if digest != DIGITS_SHA256:
             logger.warning(
-                "The digits dataset in %s has SHA-256 %s, not %s as published: scikit-learn's "
-                "images or their decoding differ here, and results may differ slightly from "
+                "The digits dataset in %s has SHA-256 %s, not %s as published: the "
+                "photographs' decoding differs here, and results may differ slightly from "
                 "published ones",
                 folder,
                 digest,
