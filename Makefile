@@ -103,7 +103,7 @@ recipe-book: setup ## write docs/recipes.md from the recipes
 lint: setup ## check style, format and types; fails on any finding
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy wsbcn_d2/norms
+	$(PY) -m mypy wsbcn_d2 slurm tools train_net.py setup.py
 
 clean: ## delete outputs and caches, keep .venv
 	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from job_states import QueuedJob, finished, queue
 from rich.console import Console
@@ -164,11 +164,12 @@ def _last_metrics(path: Path) -> dict[str, Any]:
 def make_table(statuses: Sequence[Status]) -> Table:
     """For rich."""
     table = Table()
-    for name, justify in (
+    columns: list[tuple[str, Literal["left", "right"]]] = [
         ("run", "left"), ("job", "right"), ("state", "left"), ("nodes", "right"),
         ("iteration", "right"), ("ETA", "right"), ("images/s", "right"), ("box AP", "right"),
         ("restarts", "right"), ("last error", "left"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for name, justify in columns:
         table.add_column(name, justify=justify, overflow="fold")
     for s in statuses:
         table.add_row(

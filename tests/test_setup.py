@@ -505,7 +505,7 @@ def test_train_runs_the_quick_recipe_unless_told_otherwise(checkout: Path) -> No
 @needs_make
 def test_lint_and_tests_run_in_the_environment(checkout: Path) -> None:
     lint = make(checkout, "-n", "lint").stdout
-    for part in ("ruff check", "ruff format --check", "mypy wsbcn_d2/norms"):
+    for part in ("ruff check", "ruff format --check", "mypy wsbcn_d2 slurm tools"):
         assert f".venv/bin/python -m {part}" in lint
     assert ".venv/bin/python -m pytest -m slow" in make(checkout, "-n", "test-slow").stdout
 

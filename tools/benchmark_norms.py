@@ -9,6 +9,7 @@ not printed: the row says "noisy", and the machine was too busy to tell.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import json
@@ -348,9 +349,11 @@ def run_layers(options: argparse.Namespace) -> Iterator[Result]:
         x = _input(shape, options)
         target = torch.empty_like(x)
         dy = _grad_like(x)
-        rounds: dict[str, Round] = {
-            "copy": lambda x=x, target=target: {"copy": clock(lambda: target.copy_(x))[0]}
-        }
+
+        def copy(x: Tensor = x, target: Tensor = target) -> dict[str, float]:
+            return {"copy": clock(lambda: target.copy_(x))[0]}
+
+        rounds: dict[str, Round] = {"copy": copy}
         kept: dict[str, float | None] = {}
         for name in options.norms:
             torch.manual_seed(0)
@@ -367,7 +370,7 @@ def run_layers(options: argparse.Namespace) -> Iterator[Result]:
 
 def run_convs(options: argparse.Namespace) -> Iterator[Result]:
     """A convolution and WS of it; the weight changes each round, as by an optimizer."""
-    kinds = {"conv": nn.Conv2d, "WS": norms.WSConv2d}
+    kinds: dict[str, type[nn.Conv2d]] = {"conv": nn.Conv2d, "WS": norms.WSConv2d}
     clock = Clock(options.device)
     for text in options.shapes:
         shape = parse_shape(text)
@@ -382,7 +385,7 @@ def run_convs(options: argparse.Namespace) -> Iterator[Result]:
             kept[name] = _kept_by_layer(conv, x)
             inner = _layer_round(conv, x, _grad_like(conv(x).detach()), clock, options)
 
-            def sample(conv: nn.Module = conv, inner: Round = inner) -> dict[str, float]:
+            def sample(conv: nn.Conv2d = conv, inner: Round = inner) -> dict[str, float]:
                 with torch.no_grad():
                     conv.weight.add_(0)
                 return inner()
@@ -393,7 +396,7 @@ def run_convs(options: argparse.Namespace) -> Iterator[Result]:
         )
 
 
-def _build_model(name: str, kind: str, options: argparse.Namespace) -> nn.Module:
+def _build_model(name: str, kind: str, options: argparse.Namespace) -> Any:
     from detectron2.config import LazyConfig, instantiate
 
     from wsbcn_d2.modeling import register_norms, use_norm
@@ -483,7 +486,7 @@ def run_models(options: argparse.Namespace) -> Iterator[Result]:
             model.zero_grad(set_to_none=True)
             held[name] = torch.cuda.max_memory_allocated() - before
         else:
-            held[name] = kept_bytes(lambda model=model, batch=batch: _train_loss(model, batch))
+            held[name] = kept_bytes(functools.partial(_train_loss, model, batch))
         rounds[name] = _model_round(model, batch, clock)
     unit = held.get(options.baseline)
     kept = {name: size / unit if unit else None for name, size in held.items()}

@@ -90,7 +90,7 @@ def _step(norm: str, recipe: str, freeze_at: int | None) -> list[Collective]:
     # Without annotations: torch refuses any that are not its own classes, and these are strings.
     def gradients(state, bucket):  # type: ignore[no-untyped-def]
         counted.append(_entry("gradient", "backward", "all_reduce", bucket.buffer()))
-        done = torch.futures.Future()
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())  # nothing is trained: counting is enough
         return done
 
@@ -114,7 +114,8 @@ def _entry(source: str, phase: str, kind: str, tensor: Tensor) -> Collective:
 def _counting(counted: list[Collective]) -> Iterator[list[str]]:
     """Counts the collectives that Python code asks for; yields the phase, to be set."""
     phase = ["forward"]
-    reduce, gather = dist.all_reduce, dist.all_gather
+    reduce: Any = dist.all_reduce
+    gather: Any = dist.all_gather
 
     def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         counted.append(_entry("norm", phase[0], "all_reduce", tensor))
@@ -124,7 +125,7 @@ def _counting(counted: list[Collective]) -> Iterator[list[str]]:
         counted.append(_entry("norm", phase[0], "all_gather", tensor))
         return gather(tensors, tensor, *args, **kwargs)
 
-    dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    dist.all_reduce, dist.all_gather = all_reduce, all_gather  # type: ignore[assignment]
     try:
         yield phase
     finally:

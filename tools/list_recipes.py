@@ -120,7 +120,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_gflops(model: nn.Module, height: int = HEIGHT, width: int = WIDTH) -> float:
+def count_gflops(model: Any, height: int = HEIGHT, width: int = WIDTH) -> float:
     """Multiply-adds, in 1e9, of convolutions and linear layers for one image.
 
     The image is padded as the model pads it. The parts are run one by one on the meta device, with
@@ -147,10 +147,10 @@ def count_gflops(model: nn.Module, height: int = HEIGHT, width: int = WIDTH) -> 
     return counter.get_total_flops() / 2 / 1e9  # it counts a multiply-add as two
 
 
-def _run_roi_heads(heads: nn.Module, features: dict[str, torch.Tensor], num_proposals: int) -> None:
+def _run_roi_heads(heads: Any, features: dict[str, torch.Tensor], num_proposals: int) -> None:
     channels = next(iter(features.values())).shape[1]
 
-    def boxes(number: int, pooler: nn.Module) -> torch.Tensor:
+    def boxes(number: int, pooler: Any) -> torch.Tensor:
         return torch.empty(number, channels, *pooler.output_size)
 
     if hasattr(heads, "res5"):
@@ -164,7 +164,7 @@ def _run_roi_heads(heads: nn.Module, features: dict[str, torch.Tensor], num_prop
     )
     for head, predictor in zip(stages, predictors, strict=True):
         predictor(head(boxes(num_proposals, heads.box_pooler)))
-    detections = predictors[0].test_topk_per_image
+    detections: Any = predictors[0].test_topk_per_image
     if heads.mask_on:
         heads.mask_head.layers(boxes(detections, heads.mask_pooler))
     if heads.keypoint_on:

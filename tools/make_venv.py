@@ -84,7 +84,8 @@ def create(venv: Path) -> None:
     reasons = []
     for commands in ways:
         _start_empty(venv)
-        results = map(_run, [*commands, [python, "-m", "pip", "--version"]])
+        check: list[str | Path] = [python, "-m", "pip", "--version"]
+        results = (_run(command) for command in [*commands, check])
         failed = next((result for result in results if result.returncode != 0), None)
         if failed is None:
             break

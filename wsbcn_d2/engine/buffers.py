@@ -40,7 +40,9 @@ def average_buffers(model: nn.Module) -> int:
     return len(statistics)
 
 
-def _reduce(buffers: list[Tensor], dtype: torch.dtype, op: dist.ReduceOp, divisor: int) -> None:
+def _reduce(
+    buffers: list[Tensor], dtype: torch.dtype, op: dist.ReduceOp.RedOpType, divisor: int
+) -> None:
     if not buffers:
         return
     flat = torch.cat([buffer.reshape(-1).to(dtype) for buffer in buffers])

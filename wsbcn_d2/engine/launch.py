@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 from urllib.parse import urlparse
 
 import torch
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from .errors import ConfigError
 from .faults import Failure, RankFailedError, first_cause, name_rank, shorten_consequences
@@ -42,7 +42,7 @@ __all__ = ["launch", "planned_world_size", "under_torchrun"]
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(minutes=30)
-_START_METHOD = "spawn"  # CUDA does not survive a fork
+_START_METHOD: Final = "spawn"  # CUDA does not survive a fork
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -319,7 +319,7 @@ def evaluate(job: Job, resume: bool) -> Results:
     """
     model = job.build_model()
     ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
-    state = {} if ema is None else {"ema": ema.averaged}
+    state: dict[str, Any] = {} if ema is None else {"ema": ema.averaged}
     checkpointer = WSBCNCheckpointer(model, job.output_dir, **state)
     path = job.init_checkpoint
     if resume:

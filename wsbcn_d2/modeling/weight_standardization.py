@@ -93,7 +93,9 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
             unknown; nothing is converted then.
     """
     followed = {id(conv) for conv in _convs_before_norms(module)}
-    convs = [(name, m) for name, m in module.named_modules() if isinstance(m, _CONV_TYPES)]
+    convs: list[tuple[str, Any]] = [
+        (name, m) for name, m in module.named_modules() if isinstance(m, _CONV_TYPES)
+    ]
     chosen, foreign = [], []
     for name, conv in convs:
         if id(conv) not in followed:
@@ -137,7 +139,8 @@ def _width(norm: nn.Module) -> int | None:
     for name in ("num_features", "num_channels"):
         if isinstance(getattr(norm, name, None), int):
             return getattr(norm, name)
-    return norm.weight.numel() if isinstance(getattr(norm, "weight", None), Tensor) else None
+    weight = getattr(norm, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else None
 
 
 def standardized(
