@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 EPILOG = """
@@ -38,16 +37,12 @@ def main() -> None:
         paths = "\n    ".join(path for path in sys.path if path)
         sys.exit(NO_DETECTRON2.format(error=error, python=sys.executable, path=paths))
 
-    from wsbcn_d2.engine import ConfigError, RankFailedError, argument_parser, run
+    from wsbcn_d2.engine import argument_parser, run
+    from wsbcn_d2.errors import exit_with_message
 
     args = argument_parser(EPILOG).parse_args()
-    try:
+    with exit_with_message("train_net.py"):
         run(args)
-    except (ConfigError, RankFailedError) as error:
-        sys.exit(f"train_net.py: error: {error}")
-    except KeyboardInterrupt:
-        print("train_net.py: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

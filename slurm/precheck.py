@@ -17,7 +17,7 @@ from cluster_profile import Profile
 from wsbcn_d2 import data  # noqa: F401  registers datasets
 from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config_file
 from wsbcn_d2.engine.config import batch_plan, is_lazy, output_folder
-from wsbcn_d2.engine.errors import ConfigError
+from wsbcn_d2.errors import ConfigError
 
 __all__ = ["Plan", "check_run", "check_writable", "evaluation_override", "output_override"]
 

@@ -17,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from ..errors import UserError
 from .files import disk_error, find_damage, replacing, root_os_error
 from .norm_kinds import compare_norms, describe_norms
 from .pretraining_check import check_pretraining
@@ -26,7 +27,7 @@ __all__ = ["CheckpointError", "WSBCNCheckpointer"]
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be read; the message names it and says what to do."""
 
 

@@ -25,6 +25,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
+from ..errors import UserError
 from .seeding import hashed, seeded
 
 __all__ = ["BadDataError", "TrainLoader", "WorkerError", "build_train_loader"]
@@ -38,11 +39,11 @@ _ATTEMPTS = 10
 _FREE_SKIPS = 10
 
 
-class BadDataError(RuntimeError):
+class BadDataError(UserError, RuntimeError):
     """An image or its annotations cannot be used; the message says which, and what to do."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(UserError, RuntimeError):
     """A data loader worker died; the message says which, of which rank, and how."""
 
 

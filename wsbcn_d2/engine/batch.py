@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..errors import ConfigError
 from ..norms.batch_channel_norm import _BatchChannelNorm
-from .errors import ConfigError
 
 __all__ = ["BatchPlan", "correct_momentum", "plan_batch", "scale_learning_rate"]
 

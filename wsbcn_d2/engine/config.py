@@ -18,10 +18,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.defaults import DefaultTrainer
 from omegaconf import DictConfig, OmegaConf
 
+from ..errors import ConfigError
 from ..norms.turns import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
-from .errors import ConfigError
 
 __all__ = [
     "Config",

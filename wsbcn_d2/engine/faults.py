@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from ..errors import UserError
+
 __all__ = [
     "Failure",
     "RankFailedError",
@@ -58,7 +60,7 @@ class Failure:
         return cls(
             who,
             what[:1000],
-            "".join(lines)[-_MAX_DETAILS:].rstrip(),
+            "" if isinstance(error, UserError) else "".join(lines)[-_MAX_DETAILS:].rstrip(),
             2 if is_consequence(error) else 0,
         )
 
@@ -85,7 +87,7 @@ class Failure:
         )
 
 
-class RankFailedError(RuntimeError):
+class RankFailedError(UserError, RuntimeError):
     """A process of the job failed, and the others were stopped.
 
     Args:
@@ -146,6 +148,8 @@ def shorten_consequences() -> None:
 
 def _shorten(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UserError):
+        return False  # ends the command, which reports it
     if error is not None and is_consequence(error):
         reason = _one_line(str(error))
         record.msg = f"{record.getMessage()} another process is gone, or unreachable: {reason}"

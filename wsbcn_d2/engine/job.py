@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..data.train_loader import TrainLoader, build_train_loader
+from ..errors import ConfigError
 from .batch import BatchPlan
 from .config import (
     Config,
@@ -45,7 +46,6 @@ from .config import (
     stop_signals,
     sync_group_size,
 )
-from .errors import ConfigError
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
 

@@ -32,8 +32,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
-from .errors import ConfigError
-from .faults import Failure, RankFailedError, first_cause, name_rank, shorten_consequences
+from ..errors import ConfigError
+from .faults import Failure, RankFailedError, first_cause, name_rank
 from .preemption import EXIT_STOPPED
 from .watch import Watch
 
@@ -156,7 +156,6 @@ def launch(
 
 def _run(job: _Job, rank: int, local_rank: int, store: dist.Store) -> None:
     """One process of several: join the group, run, leave it."""
-    shorten_consequences()
     if job.backend == "nccl":
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:

@@ -34,6 +34,7 @@ from .config import (
     resolve_device,
     stop_signals,
 )
+from .faults import shorten_consequences
 from .full_disk import explaining_full_disk, keep_logging, patient_writers
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
@@ -119,6 +120,7 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     default_setup(cfg, args)
+    shorten_consequences()
     keep_logging(folder)
 
 
@@ -130,7 +132,7 @@ def train(job: Job, resume: bool) -> Results:
         resume: go on from the last checkpoint in the output folder, if there is one.
 
     Raises:
-        FloatingPointError: a loss is not finite, as `Trainer.check_losses`.
+        NonFiniteLossError: a loss is not finite, as `Trainer.check_losses`.
         BadDataError: an image cannot be used, or too many were skipped.
         WorkerError: a data loader worker died.
         TrainingStopped: a signal of ``job.stop_signals`` came; the checkpoint is saved.

@@ -15,8 +15,13 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ..data.seeding import seed_all
+from ..errors import UserError
 
-__all__ = ["Trainer"]
+__all__ = ["NonFiniteLossError", "Trainer"]
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """A loss is infinite or NaN; the message says where, and what the usual causes are."""
 
 
 class Trainer(SimpleTrainer):
@@ -67,7 +72,7 @@ class Trainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
-        """One iteration. Raises FloatingPointError, before anything changes, as `check_losses`."""
+        """One iteration. Raises NonFiniteLossError, before anything changes, as `check_losses`."""
         if not self.model.training:
             raise RuntimeError("the model is in eval mode; a hook did not restore train mode")
         data_time = 0.0
@@ -104,7 +109,7 @@ class Trainer(SimpleTrainer):
         """The losses of a batch, under autocast when mixed precision is on.
 
         Raises:
-            FloatingPointError: detectron2's RPN found its own predictions not finite.
+            NonFiniteLossError: detectron2's RPN found its own predictions not finite.
         """
         with torch.autocast(
             self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
@@ -126,7 +131,7 @@ class Trainer(SimpleTrainer):
         """Stop on a loss that is not finite, before it reaches the weights.
 
         Raises:
-            FloatingPointError: with the iteration, this rank's image ids, the losses, and where
+            NonFiniteLossError: with the iteration, this rank's image ids, the losses, and where
                 the last checkpoint is. The weights are those of the step before.
         """
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
@@ -138,10 +143,10 @@ class Trainer(SimpleTrainer):
         )
         raise self._not_finite(f"\n{table}", batch)
 
-    def _not_finite(self, losses: str, batch: list[dict[str, Any]]) -> FloatingPointError:
+    def _not_finite(self, losses: str, batch: list[dict[str, Any]]) -> NonFiniteLossError:
         ids = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in batch)
         checkpoint = self.last_checkpoint()
-        return FloatingPointError(
+        return NonFiniteLossError(
             f"the loss is not finite at iteration {self.iter}, on rank {comm.get_rank()} of "
             f"{comm.get_world_size()}\n"
             f"  image ids: {ids}\n"
