@@ -15,13 +15,26 @@ PYTHON  ?=
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.11 python3.10)
 IS_SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 
+REQUIREMENTS := requirements.txt requirements-test.txt requirements-dev.txt
+
 # Read by tools/install_detectron2.py: empty, wheel or git.
 DETECTRON2 ?=
 export DETECTRON2
 
+# A folder of wheels, for a machine without a network: pip then asks no index.
+WHEELS ?=
+SYSTEM_TORCH ?=
+ifneq ($(WHEELS),)
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
+# Of the machine that `make wheels` collects for.
+PYTHON_VERSION ?= 3.12
+PLATFORM ?= x86_64
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow test-slurm test-recipes recipe-book lint clean distclean
+.PHONY: help setup wheels train test test-slow test-slurm test-recipes recipe-book lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +45,8 @@ help: ## show this list
 	@echo "  all three: ARGS=      more arguments, e.g. ARGS='train.max_iter=20' or ARGS='-k norms'"
 	@echo "  setup:     PYTHON=    the Python 3.10 to 3.12 behind .venv, used when .venv is made"
 	@echo "             DETECTRON2=git  build upstream's source in the place of the wheel"
+	@echo "             WHEELS=folder SYSTEM_TORCH=1  without network: those wheels, PYTHON's torch"
+	@echo "  wheels:    PYTHON_VERSION=$(PYTHON_VERSION) PLATFORM=$(PLATFORM)  of the machine they are for"
 
 # --- set-up ----------------------------------------------------------------------------------
 # One stamp a step, inside .venv, touched when the step is done: a step that failed or was stopped
@@ -43,7 +58,8 @@ $(VENV)/.created:
 	@for python in $(PYTHONS); do \
 	  if "$$python" -c '$(IS_SUPPORTED)' 2>/dev/null; then \
 	    echo "[setup 1/4] making $(VENV) with $$("$$python" --version) ($$(command -v "$$python"))"; \
-	    exec "$$python" tools/make_venv.py create $(VENV); \
+	    exec "$$python" tools/make_venv.py create $(VENV) \
+	      $(if $(SYSTEM_TORCH),--system-torch); \
 	  fi; \
 	done; \
 	echo "No Python 3.10, 3.11 or 3.12 that runs; tried: $(PYTHONS)." >&2; \
@@ -53,10 +69,10 @@ $(VENV)/.created:
 
 # A stopped pip may leave half a package that it takes for whole at the next run. Without .created
 # that run starts from an empty environment; pip's cache saves the downloads.
-$(VENV)/.dependencies: $(VENV)/.created requirements.txt requirements-dev.txt
+$(VENV)/.dependencies: $(VENV)/.created $(REQUIREMENTS)
 	@rm -f $(VENV)/.created
 	@printf '[setup 2/4] '
-	@$(PY) tools/make_venv.py install requirements.txt requirements-dev.txt
+	@$(PY) tools/make_venv.py install $(REQUIREMENTS) $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $(VENV)/.created
 	@touch $@
 
@@ -69,6 +85,10 @@ $(VENV)/.project: $(VENV)/.detectron2 setup.py pyproject.toml
 	@echo "[setup 4/4] installing this project in development mode"
 	@$(PY) -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .
 	@touch $@
+
+wheels: setup ## collect what a machine without network needs beside its torch, in wheels/
+	$(PY) tools/collect_wheels.py wheels requirements.txt requirements-test.txt \
+	  --python-version $(PYTHON_VERSION) --platform $(PLATFORM)
 
 # --- use -------------------------------------------------------------------------------------
 

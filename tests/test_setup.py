@@ -299,6 +299,44 @@ def test_install_keeps_the_inherited_torch(
     assert any(re.match(r"ruff==", word) for word in words)
 
 
+def test_create_shares_the_torch_that_is_asked_for(
+    make_venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = venv_commands(monkeypatch, make_venv, "--check")
+    monkeypatch.setattr(make_venv.sys, "prefix", sys.base_prefix)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    make_venv.create(tmp_path / ".venv", system_torch=True)
+    assert "--system-site-packages" in commands.seen[0]
+    assert commands.pip_installs == []  # not even a newer pip is asked for
+    monkeypatch.setattr(make_venv.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"no torch.*PYTHON="):
+        make_venv.create(tmp_path / "other", system_torch=True)
+
+
+def test_install_takes_wheels_from_a_folder(
+    make_venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = venv_commands(monkeypatch, make_venv)
+    with pytest.raises(SystemExit, match="make wheels"):
+        make_venv.install_wheels(tmp_path)
+    for name in ("fvcore-1-py3-none-any.whl", "sal_detectron2-0.7.2-cp310-none-any.whl"):
+        (tmp_path / name).touch()
+    make_venv.install_wheels(tmp_path)
+    (words,) = commands.pip_installs
+    assert "--no-index" in words and words[-1] == str(tmp_path / "fvcore-1-py3-none-any.whl")
+    assert not any("detectron2" in word for word in words)
+
+
+def test_wheels_are_what_the_site_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = load_tool("collect_wheels")
+    found = tool.closure([ROOT / "requirements.txt"], "3.12")
+    names = {requirement.name for requirement in found}
+    assert {"fvcore", "omegaconf", "antlr4-python3-runtime", "portalocker"} <= names
+    assert not names & {"torch", "torchvision", "numpy", "triton", "pillow", "sympy"}
+    assert all(requirement.marker is None for requirement in found)
+
+
 def test_packages_of_this_environment_are_not_inherited(
     make_venv: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -312,7 +350,9 @@ def test_packages_of_this_environment_are_not_inherited(
 # --- requirements and metadata ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-test.txt", "requirements-dev.txt"]
+)
 def test_every_requirement_is_pinned(make_venv: ModuleType, name: str) -> None:
     lines = make_venv.requirement_lines([ROOT / name])
     assert lines
@@ -380,7 +420,8 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files that set-up depends on, with stand-ins for the programs it runs."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "setup.py"):
+    requirements = [f"requirements{kind}.txt" for kind in ("", "-test", "-dev")]
+    for name in ("Makefile", *requirements, "setup.py"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "tools").mkdir()

@@ -1,11 +1,13 @@
 """Two steps of ``make setup``: make the virtual environment, install what the project needs in it.
 
 ``create FOLDER``, run by the interpreter that shall be behind it, makes the environment. If that
-interpreter can already import detectron2, the environment sees all of its packages; else none.
+interpreter can already import detectron2, or with ``--system-torch``, the environment sees all of
+its packages; else none.
 
 ``install FILE...``, run by the environment's own interpreter, installs the requirement files. What
 the environment sees of the interpreter behind it is kept in its version, torch above all: the
-detectron2 there was compiled for it.
+detectron2 there was compiled for it. With ``--wheels FOLDER`` the wheels there are installed
+instead, without a network (tools/collect_wheels.py makes such a folder).
 
 The standard library and pip are all that this file needs.
 """
@@ -13,6 +15,8 @@ The standard library and pip are all that this file needs.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -56,18 +60,28 @@ def _start_empty(venv: Path) -> None:
             path.unlink()
 
 
-def create(venv: Path) -> None:
+def create(venv: Path, system_torch: bool = False) -> None:
     """Make the environment ``venv`` anew, in the place of one that was left unfinished.
 
+    Args:
+        venv: its folder.
+        system_torch: use the torch of this interpreter, and install no other.
+
     Raises:
-        SystemExit: ``venv`` is somebody else's, or no way to make one works here.
+        SystemExit: ``venv`` is somebody else's, no way to make one works here, or the torch that
+            was asked for is not there.
     """
     if venv.exists() and any(venv.iterdir()) and not (venv / MARK).exists():
         raise SystemExit(
             f"{venv} exists, but `make setup` did not make it. Move it away, or delete it with "
             "`make distclean`."
         )
-    share = _run([sys.executable, INSTALLER, "--check"]).returncode == 0
+    if system_torch and importlib.util.find_spec("torch") is None:
+        raise SystemExit(
+            f"SYSTEM_TORCH=1, but {sys.executable} has no torch. Name the Python that has it: "
+            "make setup SYSTEM_TORCH=1 PYTHON=/path/to/python"
+        )
+    share = system_torch or _run([sys.executable, INSTALLER, "--check"]).returncode == 0
     flags = ["--system-site-packages"] * share
     python = venv / "bin" / "python"
     # Debian's Python has no ensurepip unless python3-venv is installed; a pip of 22.3 or newer can
@@ -100,7 +114,8 @@ def create(venv: Path) -> None:
         lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(paths)]
         site_packages = next(venv.glob("lib/python*/site-packages"))
         (site_packages / "parent_environment.pth").write_text("".join(lines))
-    subprocess.run([python, *PIP_INSTALL, "--upgrade", "pip"], check=True)
+    if not os.environ.get("PIP_NO_INDEX"):
+        subprocess.run([python, *PIP_INSTALL, "--upgrade", "pip"], check=True)
 
 
 def requirement_lines(files: Sequence[Path]) -> list[tuple[str, str]]:
@@ -155,19 +170,40 @@ def install(files: Sequence[Path]) -> None:
         subprocess.run([*pip, f"--constraint={constraints}", *dict.fromkeys(wanted)], check=True)
 
 
+def install_wheels(folder: Path) -> None:
+    """Install all wheels in ``folder`` but detectron2's, which its own installer unpacks.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    wheels = [w for w in sorted(folder.glob("*.whl")) if "detectron2" not in w.name]
+    if not wheels:
+        raise SystemExit(f"WHEELS={folder}: no wheels there; `make wheels` collects them")
+    print(f"installing {len(wheels)} wheels from {folder} ...")
+    sys.stdout.flush()
+    # The folder is complete, and its wheels go before the interpreter's packages of other versions.
+    ours = ["--no-index", "--no-deps", "--ignore-installed"]
+    subprocess.run([sys.executable, *PIP_INSTALL, *ours, *map(str, wheels)], check=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the step named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = parser.add_subparsers(dest="step", required=True)
-    steps.add_parser("create", help="make the environment").add_argument("venv", type=Path)
+    folder = steps.add_parser("create", help="make the environment")
+    folder.add_argument("venv", type=Path)
+    folder.add_argument("--system-torch", action="store_true", help="use this interpreter's torch")
     files = steps.add_parser("install", help="install requirement files into this environment")
     files.add_argument("files", type=Path, nargs="+")
+    files.add_argument("--wheels", type=Path, help="install the wheels in this folder instead")
     arguments = parser.parse_args(argv)
     try:
         if arguments.step == "create":
-            create(arguments.venv.absolute())
+            create(arguments.venv.absolute(), arguments.system_torch)
+        elif arguments.wheels:
+            install_wheels(arguments.wheels)
         else:
             install(arguments.files)
     except subprocess.CalledProcessError as error:
