@@ -34,7 +34,7 @@ PLATFORM ?= x86_64
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels train test test-slow test-slurm test-recipes recipe-book lint clean distclean
+.PHONY: help setup wheels train test test-slow test-slurm recipe-book lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -100,7 +100,7 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.
-test test-slow test-slurm test-recipes: export OMP_NUM_THREADS = 1
+test test-slow test-slurm: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
@@ -111,11 +111,6 @@ test-slow: setup ## run the slow tests
 test-slurm: setup ## run the tests on a real SLURM of two nodes; as root, installs Debian's packages
 	@sh tests/slurm/install.sh
 	$(PY) -m pytest -m slurm $(ARGS)
-
-# The quick ones of these are a part of `make test`; here they run too.
-test-recipes: setup ## run every recipe, and detectron2's projects, for a step on small images
-	$(PY) -m pytest -m "not slow" tests/test_recipes*.py tests/test_existing_projects.py projects \
-	  $(ARGS)
 
 recipe-book: setup ## write docs/recipes.md from the recipes
 	$(PY) tools/list_recipes.py --write

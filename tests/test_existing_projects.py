@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 import types
 from collections import Counter
@@ -21,8 +22,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
+from PIL import Image
 
-from tests.annotated_images import NUM_STUFF, NUM_THINGS, annotated_images
+from tests.annotated_images import HAS_COCO, NUM_STUFF, NUM_THINGS, annotated_images
 from wsbcn_d2 import register_norms, standardize_convs
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
 
@@ -162,7 +164,7 @@ def _is_frozen(buffer, frozen):
     return buffer.replace("running_mean", "weight") in frozen
 
 
-@pytest.mark.recipes
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ZOO)
 def test_stock_config_trains(name, norm):
@@ -180,6 +182,12 @@ def trains_stock(name, norm):
     cfg.MODEL.ROI_BOX_HEAD.update(NAME="FastRCNNConvFCHead", NUM_CONV=4, NUM_FC=1)
     set_norms(cfg, parts, norm)
     trains(cfg, norm, number)
+
+
+def _cropped(cfg):
+    """Squares of 96 pixels: DeepLab's loss needs sides that are multiples of the stride."""
+    cfg.INPUT.CROP.update(ENABLED=True, TYPE="absolute", SIZE=[96, 96])
+    return cfg
 
 
 def deeplab_config():
@@ -202,7 +210,7 @@ def deeplab_config():
         COMMON_STRIDE=4,
         NUM_CLASSES=NUM_STUFF,
     )
-    return small(cfg)
+    return _cropped(small(cfg))
 
 
 def panoptic_deeplab_config():
@@ -230,7 +238,7 @@ def panoptic_deeplab_config():
     )
     cfg.MODEL.INS_EMBED_HEAD.update(PROJECT_CHANNELS=[64, 128], HEAD_CHANNELS=64)
     cfg.MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV = True
-    return small(cfg)
+    return _cropped(small(cfg))
 
 
 def point_rend_config():
@@ -248,7 +256,7 @@ def point_rend_config():
     return small(cfg)
 
 
-@pytest.mark.recipes
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", PROJECTS)
 def test_project_trains(name, norm, stand_ins):
@@ -272,3 +280,17 @@ def test_deeplabs_48_channels_are_refused_with_a_reason(norm):
     set_norms(cfg, ("RESNETS", "SEM_SEG_HEAD"), norm)
     with pytest.raises(ValueError, match=r"\b48\b.*\b32\b|\b32\b.*\b48\b"):
         build_model(cfg)
+
+
+@pytest.mark.skipif(not HAS_COCO, reason="no COCO images")
+def test_annotated_images_hold_what_they_say(tmp_path):
+    for image in annotated_images(tmp_path):
+        semantic = np.asarray(Image.open(image["sem_seg_file_name"]))
+        colours = np.asarray(Image.open(image["pan_seg_file_name"])).astype(int)
+        ids = colours[..., 0] + 256 * colours[..., 1] + 256**2 * colours[..., 2]
+        assert semantic.shape == ids.shape == (image["height"], image["width"])
+        for segment in image["segments_info"]:
+            labels = set(semantic[ids == segment["id"]].tolist())
+            stuff = segment["category_id"] - 79
+            assert labels == ({0} if segment["isthing"] else {stuff})
+        assert re.search(r"train2017/\d+\.jpg$", image["file_name"])

@@ -17,12 +17,6 @@ def test_get_config_takes_a_name_with_and_without_its_ending():
     assert wsbcn_d2.get_config("common/train").train.max_iter == 90000
 
 
-def test_every_listed_recipe_has_a_file_and_shared_parts_are_not_listed():
-    names = recipes.list_configs()
-    assert names and not any(name.startswith("common/") for name in names)
-    assert all(recipes.config_file(name).is_file() for name in names)
-
-
 def test_an_unknown_name_lists_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "configs" / "finetune").mkdir(parents=True)
     (tmp_path / "configs" / "finetune" / "mask_rcnn_ws.py").write_text("train = dict(max_iter=1)\n")

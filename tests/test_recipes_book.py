@@ -34,7 +34,7 @@ def test_counted_parameters_are_not_stale():
     )
 
 
-@pytest.mark.recipes
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_counted_gflops_are_not_stale():
     models = {n: model_without_weights(n) for n in NAMES}

@@ -398,7 +398,7 @@ def test_build_puts_the_recipes_and_no_tests_beside_the_package(tmp_path: Path) 
 # --- Makefile --------------------------------------------------------------------------------
 
 TARGETS = (
-    *("help", "setup", "train", "test", "test-slow", "test-recipes", "recipe-book", "lint"),
+    *("help", "setup", "train", "test", "test-slow", "recipe-book", "lint"),
     *("clean", "distclean"),
 )
 STAMPS = (".created", ".dependencies", ".detectron2", ".project")
