@@ -7,6 +7,8 @@ CONFIG  ?= configs/quick/mask_rcnn_r18_fpn_ws_gn.py
 # configs/quick/name.py writes to output/quick/name
 OUTPUT  ?= output/$(patsubst configs/%,%,$(basename $(CONFIG)))
 NUM_GPUS ?=
+# Of test-gpu: cuda, or cpu to rehearse it.
+DEVICE  ?= cuda
 ARGS    ?=
 PYTHON  ?=
 
@@ -34,7 +36,7 @@ PLATFORM ?= x86_64
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels train test test-slow test-slurm recipe-book lint clean distclean
+.PHONY: help setup wheels train test test-slow test-gpu gpu-docs test-slurm recipe-book lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -107,6 +109,12 @@ test: setup ## run the tests, but the slow ones
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-gpu: setup ## on a machine with a GPU: what no CPU can show, into output/gpu, in 8 minutes
+	$(PY) tools/test_gpu.py --device $(DEVICE) $(ARGS)
+
+gpu-docs: setup ## write the last test-gpu run into docs/performance.md
+	$(PY) tools/test_gpu.py --write-docs
 
 test-slurm: setup ## run the tests on a real SLURM of two nodes; as root, installs Debian's packages
 	@sh tests/slurm/install.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -215,5 +216,6 @@ def test_whole_models_train_and_evaluate(
                "1", "--norms", "GN", "WS+GN", "--rounds", "1"]  # fmt: skip
     assert tool.main(command) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "1x64x96 |" in line]
-    kept = [float(line.split("|")[8]) for line in lines]
+    kept = [float(line.split("|")[8].split()[0]) for line in lines]
+    assert all(re.search(r"\(\d+ MiB\)", line) for line in lines)
     assert len(lines) == 2 and kept[0] == 1 and 1 <= kept[1] < 2

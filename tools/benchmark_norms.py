@@ -493,7 +493,9 @@ def run_models(options: argparse.Namespace) -> Iterator[Result]:
     case = f"{options.model} {options.images}x{height}x{width}"
     with EventStorage():
         times = take_turns(rounds, options.rounds)
-    yield from _results("models", case, times, options.baseline, kept)
+    for result in _results("models", case, times, options.baseline, kept):
+        size = f"{held[result.norm] / 2**20:,.0f} MiB" if result.work == "train" else ""
+        yield result._replace(note=size)
 
 
 def _unsupported(suite: str, case: str, name: str, error: Exception) -> Result:
@@ -615,7 +617,7 @@ def table(results: Sequence[Result], baseline: str, max_spread: float) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = {(r.case, r.norm, r.work): r for r in results}
     for case, norm in dict.fromkeys((r.case, r.norm) for r in results):
-        cells, shares, kept = [case, norm], [], None
+        cells, shares, kept = [case, norm], [], "–"
         for work in ("train", "eval"):
             r = found.get((case, norm, work))
             if r is None or r.median_ms is None or r.quartiles_ms is None:
@@ -623,10 +625,11 @@ def table(results: Sequence[Result], baseline: str, max_spread: float) -> str:
                 continue
             low, high = r.quartiles_ms
             cells += [f"{r.median_ms:.3g} ({low:.3g}–{high:.3g})", _ratio(r, max_spread)]
-            kept = r.kept if r.kept is not None else kept
+            if r.kept is not None:
+                kept = f"{r.kept:.3f}" + (f" ({r.note})" if r.note else "")
             if r.share_of_copy is not None:
                 shares.append(f"{100 * r.share_of_copy:.0f} %")
-        cells += [", ".join(shares) or "–", "–" if kept is None else f"{kept:.3f}"]
+        cells += [", ".join(shares) or "–", kept]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -798,6 +801,8 @@ def _name(options: argparse.Namespace) -> str:
     words = [options.device.type, options.suite]
     if options.dtype != "float32":
         words.append(options.dtype)
+    if options.suite == "models" and options.images != 2:
+        words.append(f"{options.images}_image")
     words += [w for w in ("channels_last", "compile", "cuda_graph") if getattr(options, w)]
     return "_".join(words)
 
