@@ -36,7 +36,7 @@ PLATFORM ?= x86_64
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels train test test-slow test-gpu gpu-docs test-slurm recipe-book lint clean distclean
+.PHONY: help setup wheels train test coverage test-slow test-gpu gpu-docs test-slurm recipe-book format lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -102,10 +102,13 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.
-test test-slow test-slurm: export OMP_NUM_THREADS = 1
+test coverage test-slow test-slurm: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
+
+coverage: setup ## run the same tests; fails if they run fewer lines than pyproject.toml says
+	$(PY) -m pytest --cov $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
@@ -121,7 +124,11 @@ test-slurm: setup ## run the tests on a real SLURM of two nodes; as root, instal
 	$(PY) -m pytest -m slurm $(ARGS)
 
 recipe-book: setup ## write docs/recipes.md from the recipes
-	$(PY) tools/list_recipes.py --write
+	$(PY) tools/list_recipes.py --write $(ARGS)
+
+format: setup ## rewrite the files as lint wants them, where ruff can
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
 
 lint: setup ## check style, format and types; fails on any finding
 	$(PY) -m ruff check .
@@ -129,7 +136,7 @@ lint: setup ## check style, format and types; fails on any finding
 	$(PY) -m mypy wsbcn_d2 slurm tools train_net.py setup.py
 
 clean: ## delete outputs and caches, keep .venv
-	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*
 	find . -name $(VENV) -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## clean, and delete .venv

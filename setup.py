@@ -94,7 +94,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["mypy", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["mypy", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
         "export": ["onnx", "onnxscript"],
     },
     cmdclass={"build_py": BuildWithConfigs},
