@@ -17,11 +17,13 @@ import operator
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch.utils.data as torchdata
 from detectron2.data import DatasetFromList
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
@@ -129,16 +131,17 @@ class TrainLoader:
         """Raises BadDataError where images are bad, or too many of them."""
         self._iterator = iter(self.loader)
         while True:
+            message = ""
             try:
                 batch, count, skipped = next(self._iterator)
             except BadDataError as error:
-                # Without its traceback: that keeps torch's iterator alive in a cycle, of which the
-                # garbage collector makes a queue that is closed before the workers are told to end.
-                error = error.with_traceback(None)
-                _, from_worker, message = str(error).rpartition(f"{BadDataError.__name__}: ")
-                if from_worker:  # torch puts the worker's traceback before the message
-                    raise BadDataError(message.rstrip()) from error
-                raise error from error.__cause__
+                # torch puts the worker's traceback before the message.
+                message = str(error).rpartition(f"{BadDataError.__name__}: ")[2].rstrip()
+            if message:
+                # Not in the handler: that error's traceback keeps torch's iterator alive in a
+                # cycle, of which the garbage collector makes a queue that is closed before the
+                # workers are told to end.
+                raise BadDataError(message)
             self.loaded += count
             for message in skipped:
                 self.skipped += 1
@@ -249,7 +252,7 @@ class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
                     raise BadDataError(
                         f"{message}\n  To go on with another image instead: "
                         "train.bad_data.action=skip (lazy), DATALOADER.BAD_DATA.ACTION skip (yaml)"
-                    ) from error
+                    ) from None
                 skipped.append(message)
             else:
                 if mapped is not None:
@@ -266,8 +269,16 @@ def _describe(record: Any, index: int, position: int, error: Exception) -> str:
     return (
         f"image {fields.get('file_name', '(no file name)')} (image_id "
         f"{fields.get('image_id', 'unknown')}, dataset index {index}, position {position} of the "
-        f"run) cannot be used: {type(error).__name__}: {error}"
+        f"run) cannot be used: {type(error).__name__}: {error}{_where(error)}"
     )
+
+
+def _where(error: Exception) -> str:
+    """Where an error was raised, unless a file is to blame, or an image of another size."""
+    if isinstance(error, (OSError, SizeMismatchError)):
+        return ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f" (in {frame.name}, {frame.filename}:{frame.lineno})"
 
 
 class _Collate:
