@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from .builtin import register_digits
 from .digits import build_digits
+from .read_image import register_16_bit_images
 
 __all__ = ["build_digits", "register_digits"]
 
 register_digits()
+register_16_bit_images()

@@ -34,6 +34,7 @@ from .config import (
     resolve_device,
     stop_signals,
 )
+from .data_check import check_data
 from .faults import shorten_consequences
 from .full_disk import explaining_full_disk, keep_logging, patient_writers
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
     cfg, device = _load(args)
     world_size = planned_world_size(args.num_gpus, args.num_machines)
     check_config(cfg, args, world_size)
+    if args.num_machines == 1 and not under_torchrun():
+        check_data(cfg, args)
     # This process only waits, unless it is the one that trains.
     spawns = world_size > 1 and not under_torchrun()
     with forward_signals(stop_signals(cfg) if spawns else []):
@@ -95,6 +98,8 @@ def main(args: argparse.Namespace) -> Results:
     cfg, device = _load(args)
     with explaining_full_disk(output_folder(cfg)):
         _set_up(cfg, args)
+        if args.num_machines > 1 or under_torchrun():
+            check_data(cfg, args)
         job = build_job(cfg, device)
         return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
 

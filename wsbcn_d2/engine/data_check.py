@@ -1,0 +1,169 @@
+"""The datasets of a run, looked over once before it, for what its model needs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+
+from ..data.check import check_dataset
+from ..data.findings import Needs, Report
+from ..errors import ConfigError, UserError
+from .config import Config, dataset_names, is_lazy, output_folder
+from .launch import under_torchrun
+
+__all__ = ["check_data", "dataset_needs"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_data(cfg: Config, args: argparse.Namespace) -> None:
+    """Look the run's datasets over; log what is odd, once, on rank 0.
+
+    The process that starts the others calls it; where torchrun or several machines start them, all
+    of them do.
+
+    Raises:
+        UserError: the run would fail on its data or learn from wrong labels.
+        SystemExit: the same, on the other ranks under torchrun, so that it is told once.
+    """
+    message = ""
+    if comm.is_main_process():
+        message = _check_all(cfg, ["test"] if args.eval_only else ["train", "test"])
+    message = comm.all_gather(message)[0]
+    if message and under_torchrun() and not comm.is_main_process():
+        raise SystemExit(1)
+    if message:
+        raise UserError(message)
+
+
+def _check_all(cfg: Config, splits: list[str]) -> str:
+    """Log the warnings and return the errors."""
+    reports = {}
+    for split in splits:
+        needs = dataset_needs(cfg, split)
+        for name in dataset_names(cfg, split):
+            reports[split, name] = check_dataset(name, needs)
+    _compare_classes(reports)
+    found = [report for report in reports.values() if report.findings]
+    text = "\n".join(dict.fromkeys(map(str, found)))  # one set may be of both splits
+    if any(report.has_errors() for report in found):
+        return text
+    if found:
+        # As in every process; this one may be about to start them.
+        setup_logger(output_folder(cfg), distributed_rank=comm.get_rank(), name="wsbcn_d2")
+        logger.warning("The data are odd, but can be used:\n%s", text)
+    return ""
+
+
+def _compare_classes(reports: dict[tuple[str, str], Report]) -> None:
+    named = [(name, report) for (_, name), report in reports.items() if report.class_names]
+    for _, report in named[1:]:
+        first_name, first = named[0]
+        if report.class_names != first.class_names:
+            report.add(
+                "error",
+                f"its classes are not those of {first_name!r}, in the same order "
+                f"({_difference(first.class_names, report.class_names)})",
+            )
+
+
+def _difference(first: list[str], second: list[str]) -> str:
+    for number, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return f"number {number} is {a!r} there, {b!r} here"
+    return f"{len(first)} there, {len(second)} here"
+
+
+def dataset_needs(cfg: Config, split: str) -> Needs:
+    """What a run wants of its ``"train"`` or ``"test"`` datasets.
+
+    Read from the config, without building the model; what a config of one's own does not tell by
+    detectron2's names is not asked for.
+
+    Raises:
+        ConfigError: the mapper leaves out what the model's heads need.
+    """
+    return _lazy_needs(cfg, split) if is_lazy(cfg) else _yaml_needs(cfg, split)
+
+
+def _lazy_needs(cfg: DictConfig, split: str) -> Needs:
+    key = "model.roi_heads.num_classes"
+    if OmegaConf.select(cfg, key) is None:
+        key = "model.num_classes"
+    number = OmegaConf.select(cfg, key)
+    needs = Needs(
+        num_classes=number if isinstance(number, int) else None,
+        num_classes_key=key,
+        masks=OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None,
+        num_keypoints=OmegaConf.select(cfg, "model.roi_heads.keypoint_head.num_keypoints") or 0,
+    )
+    if split == "test":
+        evaluator = OmegaConf.select(cfg, "dataloader.evaluator")
+        tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks") if evaluator else None
+        return replace(
+            needs,
+            training=False,
+            coco_evaluation=bool(evaluator),
+            masks=needs.masks and bool(evaluator) and (tasks is None or "segm" in tasks),
+            num_keypoints=needs.num_keypoints if tasks is None or "keypoints" in tasks else 0,
+        )
+    node = "dataloader.train"
+    return replace(
+        needs,
+        mask_format=_check_lazy_mapper(OmegaConf.select(cfg, f"{node}.mapper"), needs),
+        filter_empty=bool(OmegaConf.select(cfg, f"{node}.dataset.filter_empty", default=True)),
+        min_keypoints=OmegaConf.select(cfg, f"{node}.dataset.min_keypoints") or 0,
+        skip_bad=cfg.train.bad_data.action == "skip",
+    )
+
+
+def _check_lazy_mapper(mapper: Any, needs: Needs) -> str | None:
+    """The mapper's mask format, where it is detectron2's."""
+    target = mapper.get("_target_") if isinstance(mapper, DictConfig) else None
+    if target is None or (locate(target) if isinstance(target, str) else target) != DatasetMapper:
+        return None
+    for needed, option, head in (
+        (needs.masks, "use_instance_mask", "mask_head"),
+        (needs.num_keypoints, "use_keypoint", "keypoint_head"),
+    ):
+        if needed and not mapper.get(option, False):
+            raise ConfigError(
+                f"dataloader.train.mapper.{option} must be True, as the model has a "
+                f"roi_heads.{head}; set it, or remove the head"
+            )
+    return str(mapper.get("instance_mask_format", "polygon"))
+
+
+def _yaml_needs(cfg: CfgNode, split: str) -> Needs:
+    keys = {
+        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    }
+    key = keys.get(cfg.MODEL.META_ARCHITECTURE, "")
+    heads = key == "MODEL.ROI_HEADS.NUM_CLASSES"
+    node = (
+        cfg.MODEL.RETINANET if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else cfg.MODEL.ROI_HEADS
+    )
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
+    return Needs(
+        training=split == "train",
+        num_classes=node.NUM_CLASSES if key else None,
+        num_classes_key=key,
+        masks=heads and cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        num_keypoints=keypoints.NUM_KEYPOINTS if heads and cfg.MODEL.KEYPOINT_ON else 0,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints.MIN_KEYPOINTS_PER_IMAGE,
+        skip_bad=cfg.DATALOADER.BAD_DATA.ACTION == "skip",
+        coco_evaluation=True,
+    )
