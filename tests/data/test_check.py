@@ -162,9 +162,18 @@ ERRORS = {
     ),
     "keypoints_missing": (lambda c: first(c, keypoints=...), "keypoint head needs 2"),
     "keypoints_too_many": (lambda c: first(c, keypoints=[1, 1, 2] * 3), "not 6 finite numbers"),
-    "crowd_only": (lambda c: every(c, iscrowd=1), "4 of 4 images.*of 8 annotations, 8 are crowds"),
-    "no_annotations": (lambda c: c.update(annotations=[]), "4 of 4 images have nothing.*of 0 anno"),
-    "mask_of_four_numbers": (lambda c: every(c, segmentation=[[1, 1, 9, 9]]), "4 of 4 images have"),
+    "crowd_only": (
+        lambda c: every(c, iscrowd=1),
+        "4 of 4 images.*: there are 8 annotations, 8 are crowds",
+    ),
+    "no_annotations": (
+        lambda c: c.update(annotations=[]),
+        "4 of 4 images have nothing.*there are 0 anno",
+    ),
+    "mask_of_four_numbers": (
+        lambda c: every(c, segmentation=[[1, 1, 9, 9]]),
+        "4 of 4 .*, 8 have no polygon",
+    ),
     "no_visible_keypoints": (lambda c: every(c, keypoints=[0] * 6), "4 of 4 images have nothing"),
     "no_categories": (lambda c: c.pop("categories"), "has no 'categories'; it has 'images', 'ann"),
     "too_many_classes": (

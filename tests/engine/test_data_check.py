@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
-from tests.engine.tiny_run import LAZY_CONFIG, make_dataset, train_net
+from tests.engine.tiny_run import LAZY_CONFIG, ROOT, make_dataset, train_net
 from wsbcn_d2.data.findings import Needs
 from wsbcn_d2.engine import ConfigError, load_config
 from wsbcn_d2.engine.data_check import check_data, dataset_needs
@@ -165,7 +169,7 @@ def test_what_training_can_go_on_with_is_one_warning_of_the_log(folder, changed,
     changed(change)
     check(folder)
     log = (folder / "log.txt").read_text()
-    assert "are odd, but can be used:\ndataset 'mine_train', " in log
+    assert "The run goes on with these flaws of its data:\ndataset 'mine_train', " in log
     for message in ("1 of 16 annotations have a bbox", "1 of 8 images have nothing to be trained"):
         assert log.count(f"  warning: {message}") == 1
     assert log.count("WARNING") == 1
@@ -177,12 +181,78 @@ def test_too_few_classes_name_the_key(folder):
         check(folder, "model.roi_heads.num_classes=3")
 
 
+def rename(content, *names):
+    for category, name in zip(content["categories"], names, strict=False):
+        category["name"] = name
+
+
 def test_classes_that_differ_between_training_and_evaluation(folder, changed):
-    changed(lambda content: content["categories"][0].update(name="somebody"))
-    with pytest.raises(
-        UserError, match=r"'mine_train', .*number 0 is 'somebody' there, 'person'"
-    ) as e:
+    changed(lambda content: rename(content, "bicycle", "person"))
+    message = r"'mine_train', in the same order: number 0 is 'person', and 'bicycle' there"
+    with pytest.raises(UserError, match=message) as error:
         check(folder)
-    source, *lines = str(e.value).splitlines()
+    source, *lines = str(error.value).splitlines()
     assert source.startswith("dataset 'mine_val', ") and len(lines) == 1
     check(folder, eval_only=True)  # which does not look at the training data
+    changed(lambda content: content["categories"].append({"id": 99, "name": "cup"}))
+    with pytest.raises(UserError, match="has 80 classes, and 'mine_train' has 81"):
+        check(folder, "model.roi_heads.num_classes=81")
+    changed(lambda content: rename(content, "somebody"))
+    check(folder)
+    assert "number 0 is 'person', and 'somebody' there" in (folder / "log.txt").read_text()
+
+
+def first(content, kind, **values):
+    content[kind][0].update(values)
+
+
+def every(content, **values):
+    for annotation in content["annotations"]:
+        annotation.update(values)
+
+
+MISTAKES = {
+    "no_categories": (lambda c: c.pop("categories"), "has no 'categories'"),
+    "no_width": (lambda c: first(c, "images", width=None), r"1 of 8 images have no 'width' \(id 1"),
+    "category_unknown": (lambda c: first(c, "annotations", category_id=500), r"a category_id that"),
+    "annotation_id_twice": (lambda c: first(c, "annotations", id=2), r"annotations have an id"),
+    "image_id_twice": (lambda c: first(c, "images", id=2), r"1 of 8 images have an id that"),
+    "mask_missing": (lambda c: every(c, segmentation=None), "16 of 16 annotations have no segm"),
+    "mask_of_four_numbers": (lambda c: every(c, segmentation=[[1, 1, 9, 9]]), "8 of 8 images have"),
+    "crowd_only": (lambda c: every(c, iscrowd=1), "there are 16 annotations, 16 are crowds"),
+    "no_annotations": (lambda c: c.update(annotations=[]), "there are 0 annotations"),
+    "box_nan": (lambda c: first(c, "annotations", bbox=[float("nan"), 1, 9, 9]), "not four finite"),
+    "truncated": (lambda c: first(c, "images", file_name="cut.png"), r"cut\.png \(image id 1\): "),
+    "of_another_size": (lambda c: first(c, "images", file_name="turned.png"), "annotations say"),
+    "missing": (
+        lambda c: first(c, "images", file_name="nowhere.png"),
+        "1 of 8 image files are not",
+    ),
+    "num_classes": (lambda c: None, "model.roi_heads.num_classes is 3; set it to 80"),
+}
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, "cut_off"])
+def test_the_command_ends_with_one_message(folder, changed, monkeypatch, capfd, name):
+    change, message = MISTAKES.get(name, (lambda c: None, "is cut off, or is no valid JSON"))
+    changed(change)
+    if name == "cut_off":
+        file = folder / ANNOTATIONS
+        file.write_text(file.read_text()[:-40])
+    images = folder / "coco" / "train2017"
+    with Image.open(images / "000000000001.png") as image:
+        image.transpose(Image.Transpose.ROTATE_90).resize((32, 64)).save(images / "turned.png")
+    (images / "cut.png").write_bytes((images / "000000000001.png").read_bytes()[:300])
+    options = ["--config-file", str(folder / "mine.py"), f"train.output_dir={folder / 'refused'}"]
+    if name == "num_classes":
+        options.append("model.roi_heads.num_classes=3")
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+    # Python prints a text, and exits with status 1.
+    assert isinstance(end.value.code, str)
+    assert re.search(message, end.value.code), end.value.code
+    assert end.value.code.startswith("train_net.py: error: dataset 'mine_train', ")
+    assert end.value.code.count("\n") < 4
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (folder / "refused").exists()

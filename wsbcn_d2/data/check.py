@@ -184,8 +184,14 @@ def _check_emptiness(
     if len(empty) < len(images):
         consequence = ", and are left out" if needs.filter_empty else ""
         return [Finding("warning", f"{what}{consequence} (id {first_few(empty)})")]
-    crowds = sum(bool(a.get("iscrowd")) for a in annotations)
-    why = f": of {len(annotations)} annotations, {crowds} are crowds ('iscrowd' is 1)"
+    reasons = [f"there are {len(annotations)} annotations"]
+    for count, reason in (
+        (sum(bool(a.get("iscrowd")) for a in annotations), "are crowds ('iscrowd' is 1)"),
+        (sum(map(has_no_polygon, annotations)), "have no polygon of at least three points"),
+    ):
+        if count:
+            reasons.append(f"{count} {reason}")
+    why = ": " + ", ".join(reasons)
     return [Finding("error" if needs.filter_empty else "warning", what + why)]
 
 

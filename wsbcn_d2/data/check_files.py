@@ -92,8 +92,8 @@ def _missing(paths: Sequence[str]) -> list[int]:
                 listed[folder] = set(os.listdir(folder or "."))
             except OSError:
                 listed[folder] = set()
-        # Asked for again, as a file system may not tell capitals from small letters.
-        if name not in listed[folder] and not (listed[folder] and os.path.exists(path)):
+        # Asked for again: a file system may not tell capitals from small letters, or list nothing.
+        if name not in listed[folder] and not os.path.exists(path):
             missing.append(i)
     return missing
 

@@ -60,27 +60,28 @@ def _check_all(cfg: Config, splits: list[str]) -> str:
     if found:
         # As in every process; this one may be about to start them.
         setup_logger(output_folder(cfg), distributed_rank=comm.get_rank(), name="wsbcn_d2")
-        logger.warning("The data are odd, but can be used:\n%s", text)
+        logger.warning("The run goes on with these flaws of its data:\n%s", text)
     return ""
 
 
 def _compare_classes(reports: dict[tuple[str, str], Report]) -> None:
+    """Have all datasets of a run mean the same by a class number; detectron2 does not look."""
     named = [(name, report) for (_, name), report in reports.items() if report.class_names]
     for _, report in named[1:]:
         first_name, first = named[0]
-        if report.class_names != first.class_names:
-            report.add(
-                "error",
-                f"its classes are not those of {first_name!r}, in the same order "
-                f"({_difference(first.class_names, report.class_names)})",
-            )
-
-
-def _difference(first: list[str], second: list[str]) -> str:
-    for number, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return f"number {number} is {a!r} there, {b!r} here"
-    return f"{len(first)} there, {len(second)} here"
+        ours, theirs = report.class_names, first.class_names
+        if ours == theirs:
+            continue
+        if len(ours) != len(theirs):
+            report.add("error", f"has {len(ours)} classes, and {first_name!r} has {len(theirs)}")
+            continue
+        number = next(i for i, name in enumerate(ours) if name != theirs[i])
+        report.add(
+            # Otherwise it may be a matter of spelling.
+            "error" if sorted(ours) == sorted(theirs) else "warning",
+            f"its classes are not those of {first_name!r}, in the same order: number {number} is "
+            f"{ours[number]!r}, and {theirs[number]!r} there",
+        )
 
 
 def dataset_needs(cfg: Config, split: str) -> Needs:
