@@ -30,12 +30,13 @@ def test_the_stem_sees_the_same(state):
     mean = torch.tensor([123.675, 116.28, 103.53], dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375], dtype=torch.float64).view(3, 1, 1)
 
-    def stem(x, conversion):
-        weight = conversion.state["stem.conv1.weight"].double()
+    def stem(x, weight):
         return F.conv2d(x, weight, stride=2, padding=3)  # zeros at the border, as ResNet has
 
-    expected = stem((rgb - mean).flip(1), plain)
-    torch.testing.assert_close(stem((rgb - mean) / std, folded), expected, rtol=1e-5, atol=1e-4)
+    before, after = (c.state["stem.conv1.weight"].double() for c in (plain, folded))
+    error = (stem((rgb - mean) / std, after) - stem((rgb - mean).flip(1), before)).abs()
+    # A folded weight is rounded to float32 after each of a few operations.
+    assert (error <= 2.0**-22 * stem(((rgb - mean) / std).abs(), after.abs())).all()
     for name in plain.state.keys() - {"stem.conv1.weight"}:
         assert torch.equal(plain.state[name], folded.state[name])
     assert plain.pretraining.input_format == "BGR"

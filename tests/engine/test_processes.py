@@ -6,17 +6,16 @@ import signal
 
 import pytest
 import torch
-from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.utils import comm
 
-from tests.engine.tiny_training import differing, prepare, training
+from tests.engine.tiny_training import differing, float64, prepare, training
 from wsbcn_d2.engine import Trainer, launch
 from wsbcn_d2.engine.preemption import EXIT_STOPPED, TrainingStopped
 
 BATCH = "dataloader.train.total_batch_size=4"
 # However many processes share a step's images and random numbers, each micro-batch has the same
 # gradient, and only the order of their sum differs: in float64 some 1e-16 of its terms, on any
-# processor. A wrong image, sample, divisor or term is a difference of a percent and more.
+# processor. A wrong image, sample, divisor or term changes many digits more.
 TOLERANCE = 1e-10
 
 
@@ -27,7 +26,7 @@ def train_in_float64(folder, start=None):
         for each step, the weights before it and its gradients.
     """
     steps = []
-    run_step, batched_nms = Trainer.run_step, proposal_utils.batched_nms
+    run_step = Trainer.run_step
 
     def recording(self):
         model = getattr(self.model, "module", self.model)
@@ -39,16 +38,11 @@ def train_in_float64(folder, start=None):
         steps.append(step)
 
     Trainer.run_step = recording
-    # detectron2 casts the boxes to float32, and torchvision wants the scores in the same type.
-    proposal_utils.batched_nms = lambda boxes, scores, *args: batched_nms(
-        boxes, scores.float(), *args
-    )
-    torch.set_default_dtype(torch.float64)
     try:
-        training(folder, f"{comm.get_world_size()} processes", BATCH, "optimizer.lr=0.01")
+        with float64():
+            training(folder, f"{comm.get_world_size()} processes", BATCH, "optimizer.lr=0.01")
     finally:
-        torch.set_default_dtype(torch.float32)
-        Trainer.run_step, proposal_utils.batched_nms = run_step, batched_nms
+        Trainer.run_step = run_step
     return steps
 
 

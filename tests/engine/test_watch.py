@@ -49,6 +49,12 @@ def members(store):
         watch.close()
 
 
+def be_patient(watches):
+    """Let the members wait for a better explanation for longer than any test runs."""
+    for watch in watches:
+        watch.patience = 60.0
+
+
 def verdicts(watches, within=10.0):
     end = time.monotonic() + within
     while any(watch.verdict is None for watch in watches) and time.monotonic() < end:
@@ -58,13 +64,15 @@ def verdicts(watches, within=10.0):
 
 @pytest.mark.parametrize("reporter", [0, 2])
 def test_a_failure_of_any_is_known_to_all(members, reporter):
+    be_patient(members)
     begun = time.monotonic()
     assert members[reporter].report(CAUSE) == CAUSE
     assert verdicts(members) == [CAUSE] * 3
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < members[0].patience  # nobody waits after a first cause
 
 
 def test_a_cause_that_comes_later_than_its_consequence_is_the_verdict(members):
+    be_patient(members)
     answers = {}
 
     def report_consequence():
@@ -118,7 +126,10 @@ def test_those_told_of_a_failure_act_on_it_and_the_one_that_failed_does_not(stor
         for rank in range(3)
     ]
     watches[2].report(CAUSE)
-    time.sleep(1.5)
+    end = time.monotonic() + 30
+    while len(told) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(watches[2].patience)  # the third would have acted by now
     assert sorted(told) == [0, 1]
     for watch in reversed(watches):
         watch.close()

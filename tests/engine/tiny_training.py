@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,24 @@ def training(
         seed_all_rng(cfg.train.seed)  # as default_setup does
     train(build_job(cfg, "cpu"), resume)
     return torch.load(folder / output / "model_final.pth", weights_only=True)
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Detectors that are built and run inside compute in float64."""
+    from detectron2.modeling.proposal_generator import proposal_utils
+
+    batched_nms, dtype = proposal_utils.batched_nms, torch.get_default_dtype()
+    # detectron2 casts the boxes to float32, and torchvision wants the scores in the same type.
+    proposal_utils.batched_nms = lambda boxes, scores, *args: batched_nms(
+        boxes, scores.float(), *args
+    )
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        proposal_utils.batched_nms = batched_nms
 
 
 def differing(a: Any, b: Any, path: str = "") -> list[str]:
