@@ -1,7 +1,9 @@
 # `make train` and `make test` do all that they need on a machine with Python 3.10 to 3.12, pip and
 # make: the environment in .venv, its dependencies, detectron2, this project. `make help` lists all.
 
-VENV    := .venv
+# Empty for the newest torch that was tried; oldest for the oldest, in an environment of its own.
+TORCH   ?=
+VENV    := .venv$(TORCH:%=-%)
 PY      := $(VENV)/bin/python
 CONFIG  ?= configs/quick/mask_rcnn_r18_fpn_ws_gn.py
 # configs/quick/name.py writes to output/quick/name
@@ -18,6 +20,12 @@ PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.11 python3.10)
 IS_SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 
 REQUIREMENTS := requirements.txt requirements-test.txt requirements-dev.txt
+ifeq ($(TORCH),oldest)
+$(VENV)/.dependencies: requirements-oldest.txt
+$(VENV)/.dependencies: export PIP_CONSTRAINT = requirements-oldest.txt
+else ifneq ($(TORCH),)
+$(error TORCH='$(TORCH)' is unknown; allowed: oldest, or nothing for the newest)
+endif
 
 # Read by tools/install_detectron2.py: empty, wheel or git.
 DETECTRON2 ?=
@@ -36,7 +44,7 @@ PLATFORM ?= x86_64
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels train test coverage test-slow test-gpu gpu-docs test-slurm recipe-book format lint clean distclean
+.PHONY: help setup wheels train test coverage test-slow test-no-avx test-gpu gpu-docs test-slurm recipe-book format lint clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +54,7 @@ help: ## show this list
 	@echo "             NUM_GPUS=  default: the machine's, 2 at most; 2 CPU processes without a GPU"
 	@echo "  all three: ARGS=      more arguments, e.g. ARGS='train.max_iter=20' or ARGS='-k norms'"
 	@echo "  setup:     PYTHON=    the Python 3.10 to 3.12 behind .venv, used when .venv is made"
+	@echo "             TORCH=oldest  the oldest torch that is supported, in .venv-oldest; so too with test"
 	@echo "             DETECTRON2=git  build upstream's source in the place of the wheel"
 	@echo "             WHEELS=folder SYSTEM_TORCH=1  without network: those wheels, PYTHON's torch"
 	@echo "  wheels:    PYTHON_VERSION=$(PYTHON_VERSION) PLATFORM=$(PLATFORM)  of the machine they are for"
@@ -102,7 +111,7 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.
-test coverage test-slow test-slurm: export OMP_NUM_THREADS = 1
+test coverage test-slow test-no-avx test-slurm: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
@@ -112,6 +121,13 @@ coverage: setup ## run the same tests; fails if they run fewer lines than pyproj
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
+
+# Those whose results could depend on the order of additions, and so on the processor.
+test-no-avx: export ATEN_CPU_CAPABILITY = default
+test-no-avx: setup ## run the tests of several processes as on a processor without AVX
+	$(PY) -m pytest $(wildcard tests/norms/test_distributed*.py) tests/engine/test_processes.py \
+	  $(wildcard tests/engine/test_*resume*.py) tests/engine/test_buffers.py \
+	  tests/engine/test_sync_groups.py tests/engine/test_loss_normalization.py $(ARGS)
 
 test-gpu: setup ## on a machine with a GPU: what no CPU can show, into output/gpu, in 8 minutes
 	$(PY) tools/test_gpu.py --device $(DEVICE) $(ARGS)
@@ -137,7 +153,7 @@ lint: setup ## check style, format and types; fails on any finding
 
 clean: ## delete outputs and caches, keep .venv
 	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*
-	find . -name $(VENV) -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -name '.venv*' -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## clean, and delete .venv
-	rm -rf $(VENV)
+	rm -rf .venv .venv-oldest

@@ -357,7 +357,16 @@ def test_every_requirement_is_pinned(make_venv: ModuleType, name: str) -> None:
     lines = make_venv.requirement_lines([ROOT / name])
     assert lines
     for package, line in lines:
-        assert re.match(rf"{re.escape(package)}==[\w.]+(; python_version .+)?$", line), line
+        pin = "<=" if package in ("torch", "torchvision") else "=="
+        assert re.match(rf"{re.escape(package)}{pin}[\w.]+(; python_version .+)?$", line), line
+
+
+def test_the_oldest_torch_that_is_tested_is_the_oldest_that_is_allowed(
+    make_venv: ModuleType,
+) -> None:
+    oldest = dict(make_venv.requirement_lines([ROOT / "requirements-oldest.txt"]))
+    version = re.fullmatch(r"torch==(\d+\.\d+)\.0", oldest["torch"])
+    assert version and f'"torch>={version[1]}",' in (ROOT / "setup.py").read_text()
 
 
 def test_setuptools_still_has_pkg_resources(make_venv: ModuleType) -> None:
@@ -398,7 +407,7 @@ def test_build_puts_the_recipes_and_no_tests_beside_the_package(tmp_path: Path) 
 # --- Makefile --------------------------------------------------------------------------------
 
 TARGETS = (
-    *("help", "setup", "train", "test", "test-slow", "recipe-book", "lint"),
+    *("help", "setup", "train", "test", "test-slow", "test-no-avx", "recipe-book", "lint"),
     *("clean", "distclean"),
 )
 STAMPS = (".created", ".dependencies", ".detectron2", ".project")
@@ -406,7 +415,7 @@ STAMPS = (".created", ".dependencies", ".detectron2", ".project")
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make in ``folder``, without the variables of a surrounding make or shell."""
-    surrounding = "MAKEFLAGS MFLAGS MAKELEVEL PYTHON DETECTRON2 CONFIG OUTPUT NUM_GPUS ARGS"
+    surrounding = "MAKEFLAGS MFLAGS MAKELEVEL PYTHON TORCH DETECTRON2 CONFIG OUTPUT NUM_GPUS ARGS"
     inherited = {key: value for key, value in os.environ.items() if key not in surrounding.split()}
     return subprocess.run(
         ["make", *arguments],
@@ -420,7 +429,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files that set-up depends on, with stand-ins for the programs it runs."""
-    requirements = [f"requirements{kind}.txt" for kind in ("", "-test", "-dev")]
+    requirements = [f"requirements{kind}.txt" for kind in ("", "-test", "-dev", "-oldest")]
     for name in ("Makefile", *requirements, "setup.py"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -429,9 +438,9 @@ def checkout(tmp_path: Path) -> Path:
     # A python that notes its arguments in log, fails for those in fail, and "creates" .venv.
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\necho "$@" >> log\n'
+        '#!/bin/sh\necho "$@" $PIP_CONSTRAINT >> log\n'
         'if [ -s fail ] && echo "$@" | grep -q -f fail; then exit 1; fi\n'
-        'case "$*" in *"create .venv") mkdir -p .venv/bin && cp python .venv/bin/ ;; esac\n'
+        'case "$*" in *"create .venv"*) mkdir -p "$3/bin" && cp python "$3/bin/" ;; esac\n'
     )
     python.chmod(0o755)
     return tmp_path
@@ -471,6 +480,20 @@ def test_setup_runs_once_and_again_without_venv(checkout: Path) -> None:
     shutil.rmtree(checkout / ".venv")
     assert make(checkout, "setup", "PYTHON=./python").returncode == 0
     assert steps(checkout) == ALL_STEPS
+
+
+@needs_make
+def test_the_oldest_torch_is_installed_in_an_environment_of_its_own(checkout: Path) -> None:
+    assert make(checkout, "setup", "PYTHON=./python").returncode == 0
+    assert "requirements-oldest" not in (checkout / "log").read_text()
+    steps(checkout)
+    assert make(checkout, "setup", "PYTHON=./python", "TORCH=oldest").returncode == 0
+    (install,) = re.findall(r".*make_venv\.py install.*", (checkout / "log").read_text())
+    assert install.endswith(" requirements-oldest.txt")
+    assert steps(checkout) == ALL_STEPS
+    assert (checkout / ".venv" / "bin").exists() and (checkout / ".venv-oldest" / "bin").exists()
+    result = make(checkout, "setup", "TORCH=2.3")
+    assert result.returncode != 0 and "TORCH='2.3' is unknown; allowed: oldest" in result.stderr
 
 
 @needs_make

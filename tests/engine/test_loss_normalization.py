@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from tests.engine.tiny_run import LAZY_CONFIG
 from tests.engine.tiny_training import float64
 
-# Of a gradient's norm. All is in float64 but the focal losses, whose terms fvcore rounds to float32,
-# to some 1e-7 each. Wrong weights change a hundred times as much as is tolerated, at least.
+# Of a gradient's norm. All is in float64 but the focal losses, whose terms fvcore computes in
+# float32, to some 1e-7 each. Wrong weights change at least a hundred times what is tolerated.
 TOLERANCE = 1e-6
 
 # Foreground of very different sizes: boxes in an image, width and height.

@@ -115,7 +115,8 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
         """`_rule` with its gradient written out."""
         pool = Pool("running", self.bn, positions, partial(self._inner_statistics, positions))
         if self.training and not frozen(self, self.bn):
-            self.bn.momentum = self.momentum
+            if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
+                self.bn.momentum = self.momentum
             several = self.ranks.size() > 1
             if self.statistics == "sync" and several:
                 pool = self._pool_over_ranks(positions)
@@ -162,7 +163,8 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
 
     def _inner_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         if self.training and not frozen(self, self.bn):
-            self.bn.momentum = self.momentum
+            if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
+                self.bn.momentum = self.momentum
             if self.statistics != "estimate":
                 return self._batch_statistics(positions, mean, var)
             used = self.recall.find(mean, positions)

@@ -26,10 +26,9 @@ def _may_be_recomputed() -> bool:
     the other one packs what is saved for backward."""
     if torch.compiler.is_compiling():
         return False
-    return (
-        not torch.is_grad_enabled()
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    )
+    # torch 2.7 does not say whether there are such hooks.
+    top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+    return not torch.is_grad_enabled() or top_hooks(False) is not None
 
 
 class Recall:

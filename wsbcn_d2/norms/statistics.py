@@ -235,7 +235,7 @@ def move_running_statistics(
     seen = count > 0
     tracked.add_(seen)
     # Made where it is used: a number brought to a GPU would wait for it.
-    rate: Any = momentum if isinstance(momentum, float | int) else 1 / tracked.clamp(min=1)
+    rate: Any = momentum if isinstance(momentum, (float, int)) else 1 / tracked.clamp(min=1)
     if isinstance(seen, Tensor):  # a number times a bool would be rounded to float32
         rate = rate * seen.to(running_mean.dtype)
     if isinstance(rate, Tensor):
