@@ -31,6 +31,7 @@ train_net.py: error: cannot import detectron2 ({error})
 
 
 def main() -> None:
+
     try:
         import detectron2.engine  # noqa: F401
     except ImportError as error:

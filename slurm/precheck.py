@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config
 from wsbcn_d2.engine.config import batch_plan, is_lazy, output_folder
 from wsbcn_d2.errors import ConfigError
 
-__all__ = ["Plan", "check_run", "check_writable", "evaluation_override", "output_override"]
+__all__ = ["Plan", "check_run", "evaluation_override", "output_override"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
     folder = Path(output_folder(cfg)).expanduser().absolute()
     opts = [*opts, *output_override(cfg, folder)]
     cfg = load_config(path, opts)
-    check_writable(folder)
     if not (args.resume or args.eval_only) and (folder / "last_checkpoint").exists():
         raise ConfigError(
             f"{folder} holds an earlier run's checkpoints, which a restart of this one might "
@@ -131,21 +129,3 @@ def _quoted(path: Path) -> str:
     """In quotes where hydra would see more than a word."""
     text = str(path)
     return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
-
-
-def check_writable(folder: Path) -> None:
-    """Find out whether ``folder`` can be written, or made, without making it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output folder {folder}: cannot write to {existing} ({error.strerror})"
-        ) from error

@@ -1,5 +1,6 @@
 """The training engine behind ``train_net.py``, for both of detectron2's config kinds."""
 
+from .. import known_warnings  # noqa: F401  before detectron2
 from .buffers import average_buffers
 from .config import ConfigError, check_config, load_config, resolve_config_file, resolve_device
 from .faults import RankFailedError

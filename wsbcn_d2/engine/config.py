@@ -7,11 +7,14 @@ import difflib
 import os
 import re
 import signal
+import tempfile
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import yaml
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,12 +25,15 @@ from ..errors import ConfigError
 from ..norms.turns import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
+from .targets import check_targets
 
 __all__ = [
     "Config",
     "ConfigError",
     "batch_plan",
+    "check_arguments",
     "check_config",
+    "check_output_folder",
     "dataset_names",
     "is_lazy",
     "load_config",
@@ -109,7 +115,10 @@ def load_config(path: str, opts: Sequence[str] = ()) -> Config:
 
 
 def _load_lazy(path: str, opts: list[str]) -> DictConfig:
-    cfg = LazyConfig.load(path)
+    try:
+        cfg = LazyConfig.load(path)
+    except Exception as error:  # a config is any Python
+        raise ConfigError(f"{path}: {_describe_load_error(error, path)}") from error
     if "model" not in cfg:
         raise ConfigError(f"{path}: no `model`; found: {', '.join(map(str, cfg)) or 'nothing'}")
     # A config written for detectron2's own script lacks the options that only this project has.
@@ -125,6 +134,24 @@ def _load_lazy(path: str, opts: list[str]) -> DictConfig:
         return LazyConfig.apply_overrides(cfg, opts)
     except Exception as error:  # hydra's and omegaconf's have no common base below it
         raise ConfigError(f"overrides {' '.join(opts)}: {error}") from error
+
+
+def _describe_load_error(error: BaseException, path: str) -> str:
+    """What is wrong in a config's Python code, and where: in it, or in a file that it imports."""
+    syntax = error.__cause__  # detectron2's ImportError names the file of a syntax error
+    if isinstance(syntax, SyntaxError):
+        return f"{error} Line {syntax.lineno}: {syntax.msg}: {(syntax.text or '').strip()}"
+    message = f"{type(error).__name__}: {error}"
+    folder = str(Path(path).resolve().parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.abspath(frame.filename).startswith((folder, str(config_root())))
+    ]
+    if not frames:
+        return message
+    last = frames[-1]
+    return f"{message}\n  in {last.filename}, line {last.lineno}: {last.line}"
 
 
 def _check_lazy_key(cfg: DictConfig, key: str, path: str) -> None:
@@ -170,6 +197,8 @@ def _load_yaml(path: str, opts: list[str]) -> CfgNode:
     try:
         cfg.merge_from_file(path)
         cfg.merge_from_list(opts)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid yaml: {error}") from error
     except (KeyError, ValueError, AssertionError) as error:
         message = str(error.args[0]) if error.args else str(error)
         near = _nearest(message.rpartition(" ")[2], known)
@@ -248,13 +277,57 @@ def sync_group_size(cfg: Config) -> int | str:
     )
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check the numbers of processes and machines on the command line.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+    for name, value, least in (
+        ("--num-gpus", args.num_gpus, 1),
+        ("--num-machines", args.num_machines, 1),
+        ("--machine-rank", args.machine_rank, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} is {value}, but must be an integer of at least {least}")
+    if args.machine_rank >= args.num_machines:
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}, but must be below --num-machines "
+            f"({args.num_machines})"
+        )
+
+
+def check_output_folder(cfg: Config) -> None:
+    """Find out whether the output folder can be written, or made, without making it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    key = "train.output_dir" if is_lazy(cfg) else "OUTPUT_DIR"
+    folder = Path(output_folder(cfg)).expanduser().absolute()
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: the output folder {folder} cannot be written: {existing}: {error.strerror}"
+        ) from error
+
+
 def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
     """Find what is wrong with a run before any process is started for it.
 
     Raises:
-        ConfigError: datasets that are not registered or not there, a starting checkpoint that is
-            not there, or a batch or groups of norms that the processes cannot share equally.
+        ConfigError: an argument that a call does not take, an output folder that cannot be written,
+            datasets that are not registered or not there, a starting checkpoint that is not there,
+            or a batch or groups of norms that the processes cannot share equally.
     """
+    if isinstance(cfg, DictConfig):
+        check_targets(cfg)
+    check_output_folder(cfg)
     for split in ["test"] if args.eval_only else ["train", "test"]:
         for name in dataset_names(cfg, split):
             _check_dataset(name)

@@ -46,6 +46,7 @@ from .config import (
     stop_signals,
     sync_group_size,
 )
+from .targets import build, explain_building
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
 
@@ -256,7 +257,7 @@ class LazyJob(Job):
         node = OmegaConf.select(self.cfg, key)
         if node is None:
             raise ConfigError(f"the config has no `{key}`, which this run needs")
-        return instantiate(node)
+        return build(node, key)
 
     def build_model(self) -> nn.Module:
         return self._build("model").to(self.device)
@@ -267,7 +268,7 @@ class LazyJob(Job):
         # The copy keeps the model out of the config.
         node = copy.deepcopy(self.cfg.optimizer)
         node.params.model = model
-        return instantiate(node)
+        return build(node, "optimizer")
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         scheduler = OmegaConf.select(self.cfg, "lr_multiplier")
@@ -280,25 +281,27 @@ class LazyJob(Job):
         iterations = scheduler.warmup_length * self.max_iter
         scaled = self._scaled_warmup(iterations)
         scheduler.warmup_length = scaled / self.max_iter
-        return instantiate(scheduler)
+        return build(scheduler, "lr_multiplier")
 
     def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
-        node = OmegaConf.select(self.cfg, "dataloader.train")
+        name = "dataloader.train"
+        node = OmegaConf.select(self.cfg, name)
         plan = self.plan
         if node is None or plan is None:
-            return self._build("dataloader.train")
+            return self._build(name)
         arguments = {key: node[key] for key in node if key != "_target_"}
         target = node["_target_"]
         target = locate(target) if isinstance(target, str) else target
         if self.exact_resume and target is build_detection_train_loader:
-            arguments = {key: instantiate(value) for key, value in arguments.items()}
+            arguments = {key: build(value, f"{name}.{key}") for key, value in arguments.items()}
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
         if self.exact_resume:
             logger.warning(_INEXACT, "dataloader.train is not detectron2's of a map-style dataset")
         # detectron2's word for the images of one forward on all processes.
         arguments["total_batch_size"] = plan.images_per_gpu * plan.world_size
-        return target(**{key: instantiate(value) for key, value in arguments.items()})
+        with explain_building(name, node):
+            return target(**{key: instantiate(value) for key, value in arguments.items()})
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         tests = _as_list(OmegaConf.select(self.cfg, "dataloader.test"))
@@ -316,15 +319,15 @@ class LazyJob(Job):
                 evaluator.output_dir = os.path.join(self.output_dir, "inference")
             name = names[i] if len(names) == len(tests) else f"test[{i}]"
             # The loader first: it builds a dataset whose annotations the evaluator then opens.
-            loader = instantiate(test)
-            yield name, loader, instantiate(evaluator)
+            loader = build(test, "dataloader.test")
+            yield name, loader, build(evaluator, "dataloader.evaluator")
 
     def visualization(self) -> tuple[str, Mapper] | None:
         names = dataset_names(self.cfg, "test")
         tests = _as_list(OmegaConf.select(self.cfg, "dataloader.test"))
         if not names or "mapper" not in tests[0]:
             return None
-        return names[0], instantiate(tests[0].mapper)
+        return names[0], build(tests[0].mapper, "dataloader.test.mapper")
 
 
 class YamlJob(Job):
@@ -374,26 +377,30 @@ class YamlJob(Job):
         from ..modeling.config import ws_options
         from ..modeling.weight_standardization import standardize_convs
 
-        model = build_model(self.cfg)
+        with explain_building("MODEL"):
+            model = build_model(self.cfg)
         if self.cfg.MODEL.WSBCN.STANDARDIZE:
             standardize_convs(model, **ws_options(self.cfg))
         return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         # Clips gradients itself, with SOLVER.CLIP_GRADIENTS.
-        return build_optimizer(self.cfg, model)
+        with explain_building("SOLVER"):
+            return build_optimizer(self.cfg, model)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         cfg = self.cfg.clone()
         if self.scale_lr is not None:
             cfg.defrost()
             cfg.SOLVER.WARMUP_ITERS = self._scaled_warmup(cfg.SOLVER.WARMUP_ITERS)
-        return build_lr_scheduler(cfg, optimizer)
+        with explain_building("SOLVER"):
+            return build_lr_scheduler(cfg, optimizer)
 
     def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
         plan = self.plan
         assert plan is not None
-        arguments = build_detection_train_loader.from_config(self.cfg)
+        with explain_building("DATALOADER"):
+            arguments = build_detection_train_loader.from_config(self.cfg)
         if self.exact_resume:
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
@@ -404,7 +411,8 @@ class YamlJob(Job):
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         for name in self.cfg.DATASETS.TEST:
-            loader = build_detection_test_loader(self.cfg, name)
+            with explain_building("DATALOADER"):
+                loader = build_detection_test_loader(self.cfg, name)
             yield name, loader, self._evaluator(name)
 
     def _evaluator(self, name: str) -> DatasetEvaluator:

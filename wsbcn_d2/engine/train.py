@@ -7,7 +7,6 @@ import copy
 import logging
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
 from .config import (
     Config,
+    check_arguments,
     check_config,
     load_config,
     output_folder,
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
         RankFailedError: a process failed, as `launch`.
         SystemExit: with status `EXIT_STOPPED`, when a signal stopped the training in good order.
     """
+    check_arguments(args)
     cfg, device = _load(args)
     world_size = planned_world_size(args.num_gpus, args.num_machines)
     check_config(cfg, args, world_size)
@@ -121,9 +122,6 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
     for name in ("wsbcn_d2", "py.warnings"):
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
     logging.captureWarnings(True)
-    # detectron2's own, and harmless: they would look like this run's.
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     default_setup(cfg, args)
     shorten_consequences()
     keep_logging(folder)
