@@ -117,7 +117,7 @@ test: setup ## run the tests, but the slow ones
 	$(PY) -m pytest $(ARGS)
 
 coverage: setup ## run the same tests; fails if they run fewer lines than pyproject.toml says
-	$(PY) -m pytest --cov $(ARGS)
+	$(PY) -m pytest $(ARGS) --cov
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -m slow $(ARGS)
