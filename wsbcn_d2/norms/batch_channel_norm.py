@@ -113,17 +113,22 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
 
     def _form(self, positions: int) -> BatchChannelForm:
         """`_rule` with its gradient written out."""
-        pool = Pool("running", self.bn, positions, partial(self._inner_statistics, positions))
+        kind = "running"
         if self.training and not frozen(self, self.bn):
             if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
                 self.bn.momentum = self.momentum
             several = self.ranks.size() > 1
             if self.statistics == "sync" and several:
-                pool = self._pool_over_ranks(positions)
+                kind = "ranks"
             elif self.statistics != "estimate":
-                pool = pool._replace(kind="unbiased")
+                kind = "unbiased"
             elif not (several or self.recall.active or recomputing()):
-                pool = pool._replace(kind="estimate")
+                kind = "estimate"
+        pool = (
+            self._pool_over_ranks(positions)
+            if kind == "ranks"
+            else Pool(kind, self.bn, positions, partial(self._inner_statistics, positions))
+        )
         return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool)
 
     def _pool_over_ranks(self, positions: int) -> Pool:
