@@ -15,7 +15,8 @@ from cluster_profile import Profile
 
 from wsbcn_d2 import data  # noqa: F401  registers datasets
 from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config_file
-from wsbcn_d2.engine.config import batch_plan, is_lazy, output_folder
+from wsbcn_d2.engine.config import batch_plan, is_lazy
+from wsbcn_d2.engine.options import read_options
 from wsbcn_d2.errors import ConfigError
 
 __all__ = ["Plan", "check_run", "evaluation_override", "output_override"]
@@ -68,7 +69,7 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
     """
     path = os.path.abspath(resolve_config_file(args.config_file))
     cfg = load_config(path, opts)
-    folder = Path(output_folder(cfg)).expanduser().absolute()
+    folder = Path(read_options(cfg).output_dir).expanduser().absolute()
     opts = [*opts, *output_override(cfg, folder)]
     cfg = load_config(path, opts)
     if not (args.resume or args.eval_only) and (folder / "last_checkpoint").exists():
@@ -93,7 +94,7 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         raise
     except Exception as error:
         raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
-    max_iter, period = job.max_iter, job.checkpoint_period
+    max_iter, period = job.options.max_iter, job.options.checkpointer.period
     tensors = [*model.parameters(), *model.buffers()]
     return Plan(
         cfg=cfg,
@@ -107,7 +108,7 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         checkpoints=-(-max_iter // period) if period > 0 else 1,
         checkpoint_bytes=sum(t.numel() * t.element_size() for t in tensors)
         + sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-        evaluations=-(-max_iter // job.eval_period) if job.eval_period > 0 else 1,
+        evaluations=-(-max_iter // job.options.eval_period) if job.options.eval_period > 0 else 1,
     )
 
 

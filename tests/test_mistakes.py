@@ -33,6 +33,11 @@ def message(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--num-gpus", "0"], "--num-gpus is 0, but must be an integer of at least 1"),
         (["--machine-rank", "1"], "--machine-rank is 1, but must be below --num-machines (1)"),
         (["train.output_dir=/proc/x"], "train.output_dir: the output folder /proc/x cannot be"),
+        (["train.max_iter=abc"], "train.max_iter ('abc') must be a whole number, 1 or more"),
+        (["train.max_iter=0"], "train.max_iter (0) must be a whole number, 1 or more"),
+        (["train.seed=1.5"], "train.seed (1.5) must be a whole number below 2**31"),
+        (["train.ema.decai=0.9"], "train.ema.decai: no such option; did you mean decay?"),
+        (["optimizer.lr=-0.1"], "optimizer.lr: the optimizer cannot be built: Invalid learning"),
         (["model._target_=no.such.Class"], "model._target_: cannot find no.such.Class"),
     ],
 )
@@ -43,6 +48,23 @@ def test_a_mistake_ends_with_one_message(
     flags = arguments if arguments[0].startswith("--") else []
     overrides = [] if flags else arguments
     assert expected in message(capfd, "--config-file", QUICK, *flags, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.MAX_ITER", "0", "SOLVER.MAX_ITER (0) must be a whole number, 1 or more"),
+        ("SOLVER.EMA.DECAY", "1.5", "SOLVER.EMA.DECAY (1.5) must be from 0 to below 1"),
+        ("SOLVER.BASE_LR", "-0.1", "SOLVER.BASE_LR: the optimizer cannot be built: Invalid learn"),
+    ],
+)
+def test_a_mistake_in_a_yaml_config_is_named_by_its_own_key(
+    capfd: pytest.CaptureFixture[str], key: str, value: str, expected: str
+) -> None:
+    datasets = ["DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_val',)"]
+    weights = ["MODEL.WEIGHTS", "", *datasets]
+    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+    assert expected in message(capfd, "--config-file", name, key, value, *weights)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import argparse
 import difflib
 import os
 import re
-import signal
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import yaml
@@ -25,7 +24,8 @@ from ..errors import ConfigError
 from ..norms.turns import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
-from .targets import check_targets
+from .options import Config, Options, add_engine_config, did_you_mean, read_options
+from .targets import check_optimizer, check_targets
 
 __all__ = [
     "Config",
@@ -37,14 +37,9 @@ __all__ = [
     "dataset_names",
     "is_lazy",
     "load_config",
-    "output_folder",
     "resolve_config_file",
     "resolve_device",
-    "stop_signals",
-    "sync_group_size",
 ]
-
-Config: TypeAlias = "CfgNode | DictConfig"
 
 
 def is_lazy(cfg: Config) -> bool:
@@ -155,17 +150,11 @@ def _describe_load_error(error: BaseException, path: str) -> str:
 
 
 def _check_lazy_key(cfg: DictConfig, key: str, path: str) -> None:
-    # Deeper down, a new key is a new argument of a call; at these two levels it is a typing error,
-    # which omegaconf would accept and nobody would ever read.
-    first, _, rest = key.partition(".")
+    # omegaconf would accept a new one, and nobody would ever read it.
+    first = key.partition(".")[0]
     if first not in cfg:
-        known, wrong = [str(k) for k in cfg], first
-    elif first == "train" and rest and OmegaConf.select(cfg, key, default=...) is ...:
-        known, wrong = _keys(cfg.train, "train."), key
-    else:
-        return
-    near = _nearest(wrong, known) or known
-    raise ConfigError(f"override {key!r}: no such key in {path}; nearest: {', '.join(near)}")
+        hint = did_you_mean(first, map(str, cfg))
+        raise ConfigError(f"override {key!r}: no such key in {path}; {hint}")
 
 
 def _keys(node: Any, prefix: str) -> list[str]:
@@ -183,7 +172,7 @@ def _load_yaml(path: str, opts: list[str]) -> CfgNode:
 
     cfg = get_cfg()
     add_wsbcn_config(cfg)
-    _add_engine_config(cfg)
+    add_engine_config(cfg)
     if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
         raise ConfigError(
             f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
@@ -207,44 +196,25 @@ def _load_yaml(path: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def _add_engine_config(cfg: CfgNode) -> None:
-    """The options of configs/common/train.py that yaml configs have too, with the same defaults."""
-    cfg.SOLVER.IMAGES_PER_GPU = 0
-    cfg.SOLVER.SCALE_LR = CfgNode({"ENABLED": False, "REFERENCE_BATCH_SIZE": 16})
-    cfg.SOLVER.CORRECT_MOMENTUM = False
-    cfg.SOLVER.SSN_FULL_AT = 1.0
-    cfg.SOLVER.BATCH_AVERAGE_ITERS = 0
-    cfg.SOLVER.EXACT_RESUME = True
-    cfg.SOLVER.STOP_SIGNALS = ("SIGUSR2",)
-    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9998})
-    cfg.DATALOADER.BAD_DATA = CfgNode({"ACTION": "error", "MAX_SHARE": 0.01})
-
-
-def resolve_device(cfg: Config, opts: Sequence[str] = ()) -> str:
+def resolve_device(options: Options, opts: Sequence[str] = ()) -> str:
     """The device that a run uses: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     ``"auto"`` is CUDA where there is a GPU. Without one, a config's ``"cuda"`` (detectron2's
     default) means the CPU; ``"cuda"`` among the overrides was asked for, and is an error.
 
     Raises:
-        ConfigError: an unknown device, or no GPU for the one in the overrides.
+        ConfigError: no GPU for the device in the overrides.
     """
-    name = "train.device" if is_lazy(cfg) else "MODEL.DEVICE"
-    device = str(cfg.train.device if is_lazy(cfg) else cfg.MODEL.DEVICE)
+    device = options.device
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
-        raise ConfigError(f"{name} ({device!r}) must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        if any(opt.partition("=")[0] == name for opt in opts):
-            raise ConfigError(f"{name} is {device!r}, but torch finds no GPU; use cpu or auto")
+        for opt in opts:
+            name = opt.partition("=")[0]
+            if name in ("train.device", "MODEL.DEVICE"):
+                raise ConfigError(f"{name} is {device!r}, but torch finds no GPU; use cpu or auto")
         return "cpu"
     return device
-
-
-def output_folder(cfg: Config) -> str:
-    """Where the run writes."""
-    return str(cfg.train.output_dir if is_lazy(cfg) else cfg.OUTPUT_DIR)
 
 
 def dataset_names(cfg: Config, split: str) -> list[str]:
@@ -257,24 +227,6 @@ def dataset_names(cfg: Config, split: str) -> list[str]:
         names = OmegaConf.select(loader, "dataset.names") or []
         found += [names] if isinstance(names, str) else [str(name) for name in names]
     return found
-
-
-def sync_group_size(cfg: Config) -> int | str:
-    """How many processes pool the statistics of synchronized norms: 0 for all, or ``"node"``.
-
-    Raises:
-        ConfigError: neither a number nor "node".
-    """
-    name = "train.sync_group_size" if is_lazy(cfg) else "MODEL.WSBCN.SYNC_GROUP_SIZE"
-    size = cfg.train.sync_group_size if is_lazy(cfg) else cfg.MODEL.WSBCN.SYNC_GROUP_SIZE
-    if size is None:
-        return 0
-    if size == "node" or (isinstance(size, int) and not isinstance(size, bool)):
-        return size
-    raise ConfigError(
-        f"{name} ({size!r}) must be a number of processes, 0 for all, or 'node' for those of a "
-        "machine"
-    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -304,7 +256,7 @@ def check_output_folder(cfg: Config) -> None:
         ConfigError: it cannot.
     """
     key = "train.output_dir" if is_lazy(cfg) else "OUTPUT_DIR"
-    folder = Path(output_folder(cfg)).expanduser().absolute()
+    folder = Path(read_options(cfg).output_dir).expanduser().absolute()
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -321,27 +273,29 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
     """Find what is wrong with a run before any process is started for it.
 
     Raises:
-        ConfigError: an argument that a call does not take, an output folder that cannot be written,
-            datasets that are not registered or not there, a starting checkpoint that is not there,
-            or a batch or groups of norms that the processes cannot share equally.
+        ConfigError: an argument that a call does not take, an option of the wrong type or range, an
+            output folder that cannot be written, datasets that are not registered or not there, a
+            starting checkpoint that is not there, or a batch or groups of norms that the processes
+            cannot share equally.
     """
+    options = read_options(cfg)
     if isinstance(cfg, DictConfig):
         check_targets(cfg)
     check_output_folder(cfg)
     for split in ["test"] if args.eval_only else ["train", "test"]:
         for name in dataset_names(cfg, split):
             _check_dataset(name)
-    weights = str(cfg.train.init_checkpoint if is_lazy(cfg) else cfg.MODEL.WEIGHTS)
+    weights = options.init_checkpoint
     path = weights.partition("?")[0]
     if path and "://" not in path and not os.path.isfile(path):
         key = "train.init_checkpoint" if is_lazy(cfg) else "MODEL.WEIGHTS"
         raise ConfigError(f"{key}: no file {weights} (looked for {os.path.abspath(path)})")
     if not args.eval_only:
+        check_optimizer(cfg)
         batch_plan(cfg, world_size)
-        size = sync_group_size(cfg)
-        if isinstance(size, int):
+        if isinstance(options.sync_group_size, int):
             try:
-                check_group_size(size, world_size)
+                check_group_size(options.sync_group_size, world_size)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
 
@@ -364,21 +318,6 @@ def batch_plan(cfg: Config, world_size: int) -> BatchPlan | None:
     if images_per_gpu:
         raise ConfigError(f"{names[1]} ({images_per_gpu}) needs a {names[0]}, which is not there")
     return None
-
-
-def stop_signals(cfg: Config) -> list[int]:
-    """The signals on which a training saves a checkpoint and stops.
-
-    Raises:
-        ConfigError: a name that is no signal's.
-    """
-    names = cfg.train.stop_signals if is_lazy(cfg) else cfg.SOLVER.STOP_SIGNALS
-    known = [s.name for s in signal.Signals]
-    for name in names:
-        if name not in known:
-            near = _nearest(str(name), known) or known
-            raise ConfigError(f"stop_signals: unknown signal {name!r}; nearest: {', '.join(near)}")
-    return [int(signal.Signals[name]) for name in names]
 
 
 def _check_dataset(name: str) -> None:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from ..data.check import check_dataset
 from ..data.findings import Needs, Report
 from ..errors import ConfigError, UserError
-from .config import Config, dataset_names, is_lazy, output_folder
+from .config import dataset_names, is_lazy
 from .launch import under_torchrun
+from .options import Config, read_options
 
 __all__ = ["check_data", "dataset_needs"]
 
@@ -59,7 +60,9 @@ def _check_all(cfg: Config, splits: list[str]) -> str:
         return text
     if found:
         # As in every process; this one may be about to start them.
-        setup_logger(output_folder(cfg), distributed_rank=comm.get_rank(), name="wsbcn_d2")
+        setup_logger(
+            read_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="wsbcn_d2"
+        )
         logger.warning("The run goes on with these flaws of its data:\n%s", text)
     return ""
 

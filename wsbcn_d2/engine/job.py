@@ -37,15 +37,8 @@ from torch import nn
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..errors import ConfigError
 from .batch import BatchPlan
-from .config import (
-    Config,
-    batch_plan,
-    dataset_names,
-    is_lazy,
-    output_folder,
-    stop_signals,
-    sync_group_size,
-)
+from .config import batch_plan, dataset_names, is_lazy
+from .options import Config, Options, read_options
 from .targets import build, explain_building
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
@@ -65,64 +58,20 @@ class Job:
 
     The parts are built when they are asked for: an evaluation needs no training data.
 
+    Args:
+        cfg: from `load_config`.
+        device: from `resolve_device`.
+
     Attributes:
         cfg: the config.
+        options: the config's `Options`.
         device: ``"cuda"``, ``"cuda:<index>"`` or ``"cpu"``.
-        output_dir: where everything is written.
-        init_checkpoint: weights to start from, or "".
-        pretrained: weights that the recipe is made to start from, or "".
-        max_iter: iterations in all.
-        eval_period, log_period, checkpoint_period: iterations; an ``eval_period`` of 0 evaluates
-            at the end only.
-        max_to_keep: checkpoints kept; None keeps all.
-        amp_dtype: autocast type, or None.
-        clip_grad: arguments of ``clip_grad_norm_``, or None.
-        ema_decay: decay of the weights' moving average, or None.
-        ddp: arguments of ``create_ddp_model``.
-        ssn_full_at: share of the training after which SSN's ratios are one-hot.
-        batch_average_iters: batches a process of `update_batch_average` at the end; 0 for none.
-        sync_group_size: processes that pool norm statistics; 0 for all, ``"node"`` for a machine's.
-        seed: negative for a new one each run.
-        exact_resume: whether the order of the data and all random numbers follow from the seed, so
-            that a resumed run is the run that was never interrupted.
-        scale_lr: images a step that the learning rate and warm-up are stated for; None leaves them
-            as they are.
-        correct_momentum: whether norms' running statistics move as slowly under accumulation as
-            without.
-        bad_data: "error" or "skip", of images that cannot be loaded.
-        max_bad_share: of a rank's images; skipping more of them is an error.
-        stop_signals: on which the training saves a checkpoint and stops.
-        deterministic: whether torch's deterministic algorithms are asked for.
-        vis_num_images, vis_score_threshold: of ``predictions.png``.
     """
 
-    cfg: Any
-    device: str
-    output_dir: str
-    init_checkpoint: str
-    pretrained: str = ""
-    max_iter: int
-    eval_period: int
-    log_period: int = 20
-    checkpoint_period: int
-    max_to_keep: int | None = None
-    amp_dtype: torch.dtype | None = None
-    clip_grad: dict[str, float] | None = None
-    ema_decay: float | None = None
-    ddp: dict[str, Any]
-    ssn_full_at: float
-    batch_average_iters: int
-    sync_group_size: int | str = 0
-    seed: int
-    exact_resume: bool
-    scale_lr: int | None = None
-    correct_momentum: bool
-    bad_data: str
-    max_bad_share: float
-    stop_signals: list[int]
-    deterministic: bool = False
-    vis_num_images: int = 8
-    vis_score_threshold: float = 0.5
+    def __init__(self, cfg: Any, device: str) -> None:
+        self.cfg = cfg
+        self.options: Options = read_options(cfg)
+        self.device = device
 
     @property
     def plan(self) -> BatchPlan | None:
@@ -157,15 +106,19 @@ class Job:
 
     def _scaled_warmup(self, iterations: float) -> int:
         """The warm-up's iterations for as many images as at the reference batch, logged."""
-        plan, reference = self.plan, self.scale_lr
-        if plan is None or reference is None:
+        plan, reference = self.plan, self.options.scale_lr.reference_batch_size
+        if plan is None:
             return round(iterations)
-        scaled = min(round(iterations * reference / plan.total), self.max_iter)
+        scaled = min(round(iterations * reference / plan.total), self.options.max_iter)
         logger.info(
             "scale_lr: warm-up of %d iterations × %d / %d images = %d iterations; max_iter stays "
             "%d, which is %d images (%d at the reference)",
             *(round(iterations), reference, plan.total, scaled),
-            *(self.max_iter, self.max_iter * plan.total, self.max_iter * reference),
+            *(
+                self.options.max_iter,
+                self.options.max_iter * plan.total,
+                self.options.max_iter * reference,
+            ),
         )
         return scaled
 
@@ -178,8 +131,8 @@ class Job:
                 images_per_gpu=plan.images_per_gpu,
                 run_seed=seed,
                 start=start,
-                skip_bad=self.bad_data == "skip",
-                max_bad_share=self.max_bad_share,
+                skip_bad=self.options.bad_data.action == "skip",
+                max_bad_share=self.options.bad_data.max_share,
             )
         except ValueError as error:
             raise ConfigError(f"training data: {error}") from error
@@ -214,44 +167,7 @@ class Job:
 class LazyJob(Job):
     """A `Job` from a lazy config: ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader``,
     ``train``, as detectron2's ``lazyconfig_train_net.py`` reads them.
-
-    Args:
-        cfg: from `load_config`.
-        device: from `resolve_device`.
     """
-
-    def __init__(self, cfg: DictConfig, device: str) -> None:
-        self.cfg = cfg
-        train = cfg.train
-        self.device = device
-        self.output_dir = output_folder(cfg)
-        self.init_checkpoint = train.init_checkpoint
-        self.pretrained = train.pretrained
-        self.max_iter = train.max_iter
-        self.eval_period = train.eval_period
-        self.log_period = train.log_period
-        self.checkpoint_period = train.checkpointer.period
-        self.max_to_keep = train.checkpointer.get("max_to_keep")
-        self.amp_dtype = _amp_dtype(train.amp.enabled, train.amp.dtype, device)
-        if train.clip_grad.enabled:
-            self.clip_grad = {key: train.clip_grad[key] for key in ("max_norm", "norm_type")}
-        if train.ema.enabled:
-            self.ema_decay = train.ema.decay
-        self.ddp = dict(train.ddp)
-        self.ssn_full_at = train.ssn_full_at
-        self.batch_average_iters = train.batch_average_iters
-        self.sync_group_size = sync_group_size(cfg)
-        self.seed = train.seed
-        self.exact_resume = train.exact_resume
-        if train.scale_lr.enabled:
-            self.scale_lr = train.scale_lr.reference_batch_size
-        self.correct_momentum = train.correct_momentum
-        self.bad_data = _bad_data_action("train.bad_data.action", train.bad_data.action)
-        self.max_bad_share = train.bad_data.max_share
-        self.stop_signals = stop_signals(cfg)
-        self.deterministic = train.deterministic
-        self.vis_num_images = train.vis.num_images
-        self.vis_score_threshold = train.vis.score_threshold
 
     def _build(self, key: str) -> Any:
         node = OmegaConf.select(self.cfg, key)
@@ -272,15 +188,15 @@ class LazyJob(Job):
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         scheduler = OmegaConf.select(self.cfg, "lr_multiplier")
-        if self.scale_lr is None or scheduler is None:
+        if not self.options.scale_lr.enabled or scheduler is None:
             return self._build("lr_multiplier")
         if "warmup_length" not in scheduler:
             logger.info("scale_lr: lr_multiplier has no warmup_length to scale")
             return self._build("lr_multiplier")
         scheduler = copy.deepcopy(scheduler)
-        iterations = scheduler.warmup_length * self.max_iter
+        iterations = scheduler.warmup_length * self.options.max_iter
         scaled = self._scaled_warmup(iterations)
-        scheduler.warmup_length = scaled / self.max_iter
+        scheduler.warmup_length = scaled / self.options.max_iter
         return build(scheduler, "lr_multiplier")
 
     def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
@@ -292,11 +208,11 @@ class LazyJob(Job):
         arguments = {key: node[key] for key in node if key != "_target_"}
         target = node["_target_"]
         target = locate(target) if isinstance(target, str) else target
-        if self.exact_resume and target is build_detection_train_loader:
+        if self.options.exact_resume and target is build_detection_train_loader:
             arguments = {key: build(value, f"{name}.{key}") for key, value in arguments.items()}
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
-        if self.exact_resume:
+        if self.options.exact_resume:
             logger.warning(_INEXACT, "dataloader.train is not detectron2's of a map-style dataset")
         # detectron2's word for the images of one forward on all processes.
         arguments["total_batch_size"] = plan.images_per_gpu * plan.world_size
@@ -316,7 +232,7 @@ class LazyJob(Job):
             return
         for i, (test, evaluator) in enumerate(zip(tests, evaluators, strict=True)):
             if _is_coco(evaluator) and evaluator.get("output_dir") is None:
-                evaluator.output_dir = os.path.join(self.output_dir, "inference")
+                evaluator.output_dir = os.path.join(self.options.output_dir, "inference")
             name = names[i] if len(names) == len(tests) else f"test[{i}]"
             # The loader first: it builds a dataset whose annotations the evaluator then opens.
             loader = build(test, "dataloader.test")
@@ -331,41 +247,14 @@ class LazyJob(Job):
 
 
 class YamlJob(Job):
-    """A `Job` from a yaml config (CfgNode), as detectron2's ``tools/train_net.py`` reads it.
-
-    Args:
-        cfg: from `load_config`.
-        device: from `resolve_device`.
-    """
+    """A `Job` from a yaml config (CfgNode), as detectron2's ``tools/train_net.py`` reads it."""
 
     def __init__(self, cfg: CfgNode, device: str) -> None:
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
         cfg.freeze()
-        self.cfg = cfg
-        self.device = device
-        self.output_dir = output_folder(cfg)
-        self.init_checkpoint = cfg.MODEL.WEIGHTS
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.eval_period = cfg.TEST.EVAL_PERIOD
-        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
-        self.amp_dtype = _amp_dtype(cfg.SOLVER.AMP.ENABLED, "float16", device)
-        if cfg.SOLVER.EMA.ENABLED:
-            self.ema_decay = cfg.SOLVER.EMA.DECAY
-        self.ddp = {"broadcast_buffers": False}
-        self.ssn_full_at = cfg.SOLVER.SSN_FULL_AT
-        self.batch_average_iters = cfg.SOLVER.BATCH_AVERAGE_ITERS
-        self.sync_group_size = sync_group_size(cfg)
-        self.seed = cfg.SEED
-        self.exact_resume = cfg.SOLVER.EXACT_RESUME
-        if cfg.SOLVER.SCALE_LR.ENABLED:
-            self.scale_lr = cfg.SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE
-        self.correct_momentum = cfg.SOLVER.CORRECT_MOMENTUM
-        bad_data = cfg.DATALOADER.BAD_DATA
-        self.bad_data = _bad_data_action("DATALOADER.BAD_DATA.ACTION", bad_data.ACTION)
-        self.max_bad_share = bad_data.MAX_SHARE
-        self.stop_signals = stop_signals(cfg)
+        super().__init__(cfg, device)
         for key, enabled in (
             ("TEST.AUG", cfg.TEST.AUG.ENABLED),
             ("TEST.PRECISE_BN", cfg.TEST.PRECISE_BN.ENABLED),
@@ -390,7 +279,7 @@ class YamlJob(Job):
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         cfg = self.cfg.clone()
-        if self.scale_lr is not None:
+        if self.options.scale_lr.enabled:
             cfg.defrost()
             cfg.SOLVER.WARMUP_ITERS = self._scaled_warmup(cfg.SOLVER.WARMUP_ITERS)
         with explain_building("SOLVER"):
@@ -401,7 +290,7 @@ class YamlJob(Job):
         assert plan is not None
         with explain_building("DATALOADER"):
             arguments = build_detection_train_loader.from_config(self.cfg)
-        if self.exact_resume:
+        if self.options.exact_resume:
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
             logger.warning(_INEXACT, "DATASETS.TRAIN is an iterable dataset")
@@ -416,7 +305,7 @@ class YamlJob(Job):
             yield name, loader, self._evaluator(name)
 
     def _evaluator(self, name: str) -> DatasetEvaluator:
-        folder = os.path.join(self.output_dir, "inference")
+        folder = os.path.join(self.options.output_dir, "inference")
         kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
         if kind == "coco":
             return COCOEvaluator(name, output_dir=folder)
@@ -441,22 +330,6 @@ def build_job(cfg: Config, device: str) -> Job:
 
     register_norms()
     return LazyJob(cfg, device) if is_lazy(cfg) else YamlJob(cfg, device)
-
-
-def _amp_dtype(enabled: bool, name: str, device: str) -> torch.dtype | None:
-    types = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in types:
-        raise ConfigError(f"train.amp.dtype ({name!r}) must be one of {', '.join(types)}")
-    if not enabled:
-        return None
-    # CPUs have few float16 operators, and bfloat16 needs no loss scaling.
-    return torch.bfloat16 if device == "cpu" else types[name]
-
-
-def _bad_data_action(name: str, action: str) -> str:
-    if action not in ("error", "skip"):
-        raise ConfigError(f"{name} ({action!r}) must be 'error' or 'skip'")
-    return action
 
 
 def _as_list(node: Any) -> list[Any]:

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from detectron2.config import instantiate
+import torch
+from detectron2.config import CfgNode, instantiate
+from detectron2.solver import build_optimizer
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
+from torch import nn
 
 from ..errors import ConfigError, UserError
 
-__all__ = ["build", "check_targets", "explain_building"]
+__all__ = ["build", "check_optimizer", "check_targets", "explain_building"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,33 @@ def check_targets(cfg: DictConfig) -> None:
                     f"{_join(key, name)}: {_name(target)} has no argument {name!r}{hint}\n"
                     f"  It takes: {', '.join(parameters)}"
                 )
+
+
+def check_optimizer(cfg: CfgNode | DictConfig) -> None:
+    """Build the optimizer for one layer: torch has its own rules for learning rates and such.
+
+    Raises:
+        ConfigError: torch refuses an argument.
+    """
+    layer = nn.Linear(1, 1)
+    node: Any
+    try:
+        if isinstance(cfg, CfgNode):
+            key, node = "SOLVER", cfg.SOLVER
+            build_optimizer(cfg, layer)
+        else:
+            key, node = "optimizer", cfg.get("optimizer")
+            # What another function does with its arguments is its own business.
+            target = _located(node) if isinstance(node, DictConfig) else None
+            if inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
+                arguments = {
+                    name: node[name] for name in node if name not in ("_target_", "params")
+                }
+                target(layer.parameters(), **{k: instantiate(v) for k, v in arguments.items()})
+    except Exception as error:
+        guilty = [name for name in node if name != "params" and f" {node[name]} " in f" {error} "]
+        key = _join(key, guilty[0]) if len(guilty) == 1 else key
+        raise ConfigError(f"{key}: the optimizer cannot be built: {error}") from error
 
 
 def _calls(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:

@@ -25,14 +25,11 @@ from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
 from .config import (
-    Config,
     check_arguments,
     check_config,
     load_config,
-    output_folder,
     resolve_config_file,
     resolve_device,
-    stop_signals,
 )
 from .data_check import check_data
 from .faults import shorten_consequences
@@ -41,6 +38,7 @@ from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
+from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
 from .resume import Progress, RankStates
 from .trainer import Trainer
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         check_data(cfg, args)
     # This process only waits, unless it is the one that trains.
     spawns = world_size > 1 and not under_torchrun()
-    with forward_signals(stop_signals(cfg) if spawns else []):
+    with forward_signals(read_options(cfg).signal_numbers() if spawns else []):
         launch(
             main,
             args.num_gpus,
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> Results:
     """One process of a run. Returns the last evaluation's results (on rank 0)."""
     cfg, device = _load(args)
-    with explaining_full_disk(output_folder(cfg)):
+    with explaining_full_disk(read_options(cfg).output_dir):
         _set_up(cfg, args)
         if args.num_machines > 1 or under_torchrun():
             check_data(cfg, args)
@@ -110,14 +108,14 @@ def _load(args: argparse.Namespace) -> tuple[Config, str]:
     from .. import data  # noqa: F401
 
     cfg = load_config(resolve_config_file(args.config_file), args.opts)
-    return cfg, resolve_device(cfg, args.opts)
+    return cfg, resolve_device(read_options(cfg), args.opts)
 
 
 def _set_up(cfg: Config, args: argparse.Namespace) -> None:
     """Loggers, config.yaml, seeds."""
     args = copy.copy(args)
     args.config_file = resolve_config_file(args.config_file)
-    folder = output_folder(cfg)
+    folder = read_options(cfg).output_dir
     # Before default_setup: its own messages are detectron2's.
     for name in ("wsbcn_d2", "py.warnings"):
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
@@ -128,7 +126,7 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def train(job: Job, resume: bool) -> Results:
-    """Train, evaluate, and leave everything in ``job.output_dir``. All ranks call it.
+    """Train, evaluate, and leave everything in the output folder. All ranks call it.
 
     Args:
         job: what to do.
@@ -138,9 +136,10 @@ def train(job: Job, resume: bool) -> Results:
         NonFiniteLossError: a loss is not finite, as `Trainer.check_losses`.
         BadDataError: an image cannot be used, or too many were skipped.
         WorkerError: a data loader worker died.
-        TrainingStopped: a signal of ``job.stop_signals`` came; the checkpoint is saved.
+        TrainingStopped: a signal of ``train.stop_signals`` came; the checkpoint is saved.
     """
-    if job.deterministic:
+    options = job.options
+    if options.deterministic:
         # Read by cuBLAS when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -149,13 +148,13 @@ def train(job: Job, resume: bool) -> Results:
     plan = job.plan or BatchPlan(0, 0, comm.get_world_size())
     model = job.build_model()
     logger.info("Model:\n%s", model)
-    if job.correct_momentum and plan.steps > 1:
+    if options.correct_momentum and plan.steps > 1:
         changed = correct_momentum(model, plan.steps)
         logger.info("Corrected the momentum of %d layers for accumulation", changed)
     _synchronize_norms(job, model)
     optimizer = job.build_optimizer(model)
-    if job.scale_lr is not None and plan.total:
-        scale_learning_rate(optimizer, plan.total, job.scale_lr)
+    if options.scale_lr.enabled and plan.total:
+        scale_learning_rate(optimizer, plan.total, options.scale_lr.reference_batch_size)
     scheduler = job.build_scheduler(optimizer)
     wrapped = _wrap(job, model)
     # The loader is made when it is known where the training starts.
@@ -165,18 +164,21 @@ def train(job: Job, resume: bool) -> Results:
         optimizer,
         accumulation_steps=plan.steps,
         device=job.device,
-        amp_dtype=job.amp_dtype,
-        clip_grad=job.clip_grad,
+        amp_dtype=options.amp.autocast_dtype(job.device),
+        clip_grad=options.clip_grad.arguments(),
         last_checkpoint=lambda: checkpointer.get_checkpoint_file(),
     )
-    ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
+    ema = ModelEMA(model, options.ema.decay) if options.ema.enabled else None
     # The average first: the ranks' own buffers, loaded with the trainer, are its too.
     state = {"trainer": trainer} if ema is None else {"ema": ema.averaged, "trainer": trainer}
     images = plan.images_per_gpu or None
-    checkpointer = WSBCNCheckpointer(wrapped, job.output_dir, images_per_process=images, **state)
+    checkpointer = WSBCNCheckpointer(
+        wrapped, options.output_dir, images_per_process=images, **state
+    )
     # With a period of 0, at the end only.
-    period = job.checkpoint_period if job.checkpoint_period > 0 else job.max_iter
-    saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=job.max_to_keep)
+    period = options.checkpointer.period if options.checkpointer.period > 0 else options.max_iter
+    max_to_keep = options.checkpointer.max_to_keep
+    saver = hooks.PeriodicCheckpointer(checkpointer, period, max_to_keep=max_to_keep)
     evaluated = model if ema is None else ema.averaged.module
     models = [model] if ema is None else [model, evaluated]
     progress, rank_states = Progress(plan), RankStates(models, period)
@@ -188,7 +190,7 @@ def train(job: Job, resume: bool) -> Results:
         return results
 
     def save_now() -> str:
-        if not is_due(trainer.iter, period, job.max_iter):
+        if not is_due(trainer.iter, period, options.max_iter):
             rank_states.gather(buffers=True)
             for each in models:
                 average_buffers(each)
@@ -199,10 +201,10 @@ def train(job: Job, resume: bool) -> Results:
         return checkpointer.get_checkpoint_file()
 
     batch_average = None
-    if job.batch_average_iters > 0:
+    if options.batch_average_iters > 0:
         batch_average = BatchAverage(
             model,
-            job.batch_average_iters,
+            options.batch_average_iters,
             lambda: job.build_train_loader(progress.seed, progress.position),
         )
     main_process = comm.is_main_process()
@@ -212,53 +214,53 @@ def train(job: Job, resume: bool) -> Results:
             hooks.LRScheduler(scheduler=scheduler),
             ema,
             progress,
-            SparsityRamp(model, job.ssn_full_at),
-            RatioWriter(model, job.log_period),
+            SparsityRamp(model, options.ssn_full_at),
+            RatioWriter(model, options.log_period),
             batch_average,
-            BufferAverager(models, [period, job.eval_period]),
+            BufferAverager(models, [period, options.eval_period]),
             rank_states,
             saver if main_process else None,
-            StopOnSignal(job.stop_signals, save_now),
-            EvalHook(job.eval_period, evaluate_now),
+            StopOnSignal(options.signal_numbers(), save_now),
+            EvalHook(options.eval_period, evaluate_now),
         ]
     )
     start_iter = 0
-    checkpointer.resume_or_load(job.init_checkpoint, resume=resume)
+    checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     if resume and checkpointer.has_checkpoint():
         start_iter = trainer.iter + 1
         saver.recent_checkpoints = checkpointer.periodic_checkpoints()
-        logger.info("Resuming at iteration %d of %d", start_iter, job.max_iter)
-        if job.seed >= 0:
+        logger.info("Resuming at iteration %d of %d", start_iter, options.max_iter)
+        if options.seed >= 0:
             # Otherwise every resumed part would see the first part's images again.
-            seed_all_rng(job.seed + comm.get_rank() + start_iter)
+            seed_all_rng(options.seed + comm.get_rank() + start_iter)
     elif main_process:
         if resume:
-            logger.info("No checkpoint in %s to resume from: starting anew", job.output_dir)
-        if job.pretrained and not job.init_checkpoint:
+            logger.info("No checkpoint in %s to resume from: starting anew", options.output_dir)
+        if options.pretrained and not options.init_checkpoint:
             logger.warning(
                 "This recipe is made to start from %s, and starts from random weights. To "
                 "finetune, add train.init_checkpoint=%s (or a file with those weights)",
-                *(job.pretrained, job.pretrained),
+                *(options.pretrained, options.pretrained),
             )
-        _set_aside(Path(job.output_dir) / "metrics.json")
-    progress.begin(job.seed, start_iter)
+        _set_aside(Path(options.output_dir) / "metrics.json")
+    progress.begin(options.seed, start_iter)
     loader = job.build_train_loader(progress.seed, progress.position)
     trainer.data_loader = loader
     if plan.total:
         logger.info("%s", plan)
-    if job.exact_resume:
+    if options.exact_resume:
         trainer.seed = progress.seed
         logger.info("Seed %d, from position %d of the data", progress.seed, progress.position)
     if isinstance(loader, TrainLoader):
         progress.check_dataset(loader.num_samples)
-        if job.bad_data == "skip":
-            trainer.register_hooks([SkippedImages(lambda: loader.skipped, job.log_period)])
+        if options.bad_data.action == "skip":
+            trainer.register_hooks([SkippedImages(lambda: loader.skipped, options.log_period)])
     if main_process:
         # Made here, as opening a writer creates its file.
-        writers = patient_writers(job.output_dir, job.max_iter)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=job.log_period)])
+        writers = patient_writers(options.output_dir, options.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
     try:
-        trainer.train(start_iter, job.max_iter)
+        trainer.train(start_iter, options.max_iter)
     except TrainingStopped:
         # No rank exits, and has the others ended with it, before all have closed their files.
         comm.synchronize()
@@ -277,11 +279,15 @@ def train(job: Job, resume: bool) -> Results:
 
 def _wrap(job: Job, model: nn.Module) -> nn.Module:
     """The model in DistributedDataParallel, with several processes."""
-    ddp = dict(job.ddp)
+    ddp = dict(job.options.ddp)
     if job.device == "cpu":
         ddp["device_ids"] = None
     wrapped = create_ddp_model(model, **ddp)
-    if job.exact_resume and (job.device == "cpu" or job.deterministic) and wrapped is not model:
+    if (
+        job.options.exact_resume
+        and (job.device == "cpu" or job.options.deterministic)
+        and wrapped is not model
+    ):
         # Gradients are summed in buckets, which are laid out anew after a run's first step; where a
         # number lies decides in which order a ring of three or more adds it up. The step after a
         # resume would round as a first step does, not as the interrupted run would have. So the
@@ -303,10 +309,10 @@ def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeEr
 
 
 def _synchronize_norms(job: Job, model: nn.Module) -> None:
-    node = job.sync_group_size == "node"
-    size = comm.get_local_size() if node else int(job.sync_group_size)
+    node = job.options.sync_group_size == "node"
+    size = comm.get_local_size() if node else int(job.options.sync_group_size)
     # With that argument, DistributedDataParallel lets ranks skip modules; then so may the norms.
-    may_skip = bool(job.ddp.get("find_unused_parameters", False))
+    may_skip = bool(job.options.ddp.get("find_unused_parameters", False))
     pooling = prepare_sync_norms(model, size, may_skip=may_skip)
     if pooling:
         logger.info(
@@ -318,22 +324,22 @@ def _synchronize_norms(job: Job, model: nn.Module) -> None:
 
 
 def evaluate(job: Job, resume: bool) -> Results:
-    """Evaluate ``job.init_checkpoint``, or with ``resume`` the last checkpoint. All ranks call it.
+    """Evaluate ``init_checkpoint``, or with ``resume`` the last checkpoint. All ranks call it.
 
     With the moving average enabled, its weights are evaluated, where the checkpoint has them.
     """
     model = job.build_model()
-    ema = None if job.ema_decay is None else ModelEMA(model, job.ema_decay)
+    ema = ModelEMA(model, job.options.ema.decay) if job.options.ema.enabled else None
     state: dict[str, Any] = {} if ema is None else {"ema": ema.averaged}
-    checkpointer = WSBCNCheckpointer(model, job.output_dir, **state)
-    path = job.init_checkpoint
+    checkpointer = WSBCNCheckpointer(model, job.options.output_dir, **state)
+    path = job.options.init_checkpoint
     if resume:
         path = checkpointer.find_loadable() or path
     if not path:
         logger.warning(
             "Evaluating untrained weights: no checkpoint was named (train.init_checkpoint=… or "
             "MODEL.WEIGHTS …), nor is there one to --resume from in %s",
-            job.output_dir,
+            job.options.output_dir,
         )
     checkpointer.load(path)
     evaluated = model
@@ -365,7 +371,7 @@ def _finish(
     # Imported here: matplotlib takes a second, which nothing else waits for.
     from .plots import plot_curves, plot_predictions
 
-    folder = Path(job.output_dir)
+    folder = Path(job.options.output_dir)
     # A picture that fails must not fail a training that took days.
     if training:
         try:
@@ -379,8 +385,8 @@ def _finish(
                 model,
                 *source,
                 folder / "predictions.png",
-                num_images=job.vis_num_images,
-                score_threshold=job.vis_score_threshold,
+                num_images=job.options.vis.num_images,
+                score_threshold=job.options.vis.score_threshold,
             )
     except Exception:
         logger.exception("predictions.png was not drawn:")

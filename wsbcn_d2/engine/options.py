@@ -1,0 +1,324 @@
+"""The options of a run: the type and range of each key of ``train``, and its yaml twin."""
+
+# Without "from __future__ import annotations": the annotations hold the rules, and are evaluated.
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+import torch
+from detectron2.config import CfgNode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError
+from ..recipes import get_config
+
+__all__ = ["YAML_KEYS", "Config", "Options", "add_engine_config", "did_you_mean", "read_options"]
+
+Config: TypeAlias = "CfgNode | DictConfig"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values an option takes.
+
+    Attributes:
+        allowed: the values in words; follows "must be" in a message.
+        fits: whether a value is one of them.
+    """
+
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(" or ".join(map(repr, names)), lambda value: value in names)
+
+
+def _are_ddp_arguments(value: Any) -> bool:
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    flags = {key for key, p in parameters.items() if isinstance(p.default, bool)}
+    # The first has another default in newer versions of torch, the second is detectron2's own.
+    flags |= {"broadcast_buffers", "fp16_compression"}
+    return isinstance(value, dict) and all(
+        isinstance(argument, bool) if key in flags else key in parameters
+        for key, argument in value.items()
+    )
+
+
+# The last two cannot be caught.
+_SIGNALS = [s.name for s in signal.Signals if s.name not in ("SIGKILL", "SIGSTOP")]
+
+_Text = Annotated[str, Rule("a string", lambda v: isinstance(v, str))]
+_Path = Annotated[str, Rule("a path", lambda v: isinstance(v, str) and bool(v))]
+_Flag = Annotated[bool, Rule("True or False", lambda v: isinstance(v, bool))]
+_Positive = Annotated[int, Rule("a whole number, 1 or more", lambda v: _is_int(v) and v >= 1)]
+_Natural = Annotated[int, Rule("a whole number, 0 or more", lambda v: _is_int(v) and v >= 0)]
+_Above0 = Annotated[float, Rule("a number above 0", lambda v: _is_number(v) and v > 0)]
+_Share = Annotated[float, Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)]
+
+
+@dataclass(frozen=True)
+class ScaleLR:
+    enabled: _Flag
+    reference_batch_size: _Positive
+
+
+@dataclass(frozen=True)
+class BadData:
+    action: Annotated[str, _one_of("error", "skip")]
+    max_share: _Share
+
+
+@dataclass(frozen=True)
+class AMP:
+    enabled: _Flag
+    dtype: Annotated[str, _one_of("float16", "bfloat16")]
+
+    def autocast_dtype(self, device: str) -> torch.dtype | None:
+        """The type for autocast on a device, or None."""
+        if not self.enabled:
+            return None
+        # CPUs have few float16 operators, and bfloat16 needs no loss scaling.
+        return torch.bfloat16 if device == "cpu" else getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class ClipGrad:
+    enabled: _Flag
+    max_norm: Annotated[
+        float, Rule("a finite number above 0", lambda v: _is_number(v) and 0 < v < math.inf)
+    ]
+    norm_type: _Above0
+
+    def arguments(self) -> dict[str, float] | None:
+        """The arguments of ``clip_grad_norm_``, or None."""
+        if not self.enabled:
+            return None
+        return {"max_norm": self.max_norm, "norm_type": self.norm_type}
+
+
+@dataclass(frozen=True)
+class EMA:
+    enabled: _Flag
+    decay: Annotated[float, Rule("from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)]
+
+
+@dataclass(frozen=True)
+class Checkpointer:
+    period: _Natural
+    max_to_keep: Annotated[
+        int | None,
+        Rule(
+            "a whole number, 1 or more, or None (all)",
+            lambda v: v is None or (_is_int(v) and v > 0),
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Vis:
+    num_images: _Natural
+    score_threshold: _Share
+
+
+@dataclass(frozen=True)
+class Options:
+    """A run's options, under the keys of ``train`` in lazy configs.
+
+    ``configs/common/train.py`` says what each one means and has the defaults.
+    """
+
+    output_dir: _Path
+    init_checkpoint: _Text
+    pretrained: _Text
+    max_iter: _Positive
+    images_per_gpu: _Natural
+    scale_lr: ScaleLR
+    correct_momentum: _Flag
+    exact_resume: _Flag
+    bad_data: BadData
+    stop_signals: Annotated[
+        list[str],
+        Rule(
+            "a list of signals that can be caught, such as SIGUSR2 or SIGTERM",
+            lambda v: isinstance(v, (list, tuple)) and all(name in _SIGNALS for name in v),
+        ),
+    ]
+    ssn_full_at: Annotated[
+        float, Rule("above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1)
+    ]
+    batch_average_iters: _Natural
+    amp: AMP
+    ddp: Annotated[
+        dict[str, Any],
+        Rule(
+            "arguments of DistributedDataParallel, or fp16_compression (True or False)",
+            _are_ddp_arguments,
+        ),
+    ]
+    sync_group_size: Annotated[
+        int | str,
+        Rule(
+            "a number of processes, 0 for all, or 'node' for those of a machine",
+            lambda v: v == "node" or (_is_int(v) and v >= 0),
+        ),
+    ]
+    clip_grad: ClipGrad
+    ema: EMA
+    checkpointer: Checkpointer
+    eval_period: _Natural
+    log_period: _Positive
+    device: Annotated[
+        str,
+        Rule(
+            "'auto', 'cpu', 'cuda' or 'cuda:<index>'",
+            lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None,
+        ),
+    ]
+    # NumPy's generator ends at 2**32; ranks and iterations are added to the seed.
+    seed: Annotated[
+        int,
+        Rule(
+            "a whole number below 2**31; a negative one is a new seed each run",
+            lambda v: _is_int(v) and v < 2**31,
+        ),
+    ]
+    deterministic: _Flag
+    cudnn_benchmark: _Flag
+    vis: Vis
+
+    def signal_numbers(self) -> list[int]:
+        """The numbers of ``stop_signals``."""
+        return [int(signal.Signals[name]) for name in self.stop_signals]
+
+
+# Keys of `Options` in yaml configs: detectron2's, and those of `add_engine_config`.
+YAML_KEYS = {
+    "output_dir": "OUTPUT_DIR",
+    "init_checkpoint": "MODEL.WEIGHTS",
+    "max_iter": "SOLVER.MAX_ITER",
+    "eval_period": "TEST.EVAL_PERIOD",
+    "checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "amp.enabled": "SOLVER.AMP.ENABLED",
+    "device": "MODEL.DEVICE",
+    "seed": "SEED",
+    "cudnn_benchmark": "CUDNN_BENCHMARK",
+    "sync_group_size": "MODEL.WSBCN.SYNC_GROUP_SIZE",
+}
+_ADDED_KEYS = {
+    "images_per_gpu": "SOLVER.IMAGES_PER_GPU",
+    "scale_lr.enabled": "SOLVER.SCALE_LR.ENABLED",
+    "scale_lr.reference_batch_size": "SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE",
+    "correct_momentum": "SOLVER.CORRECT_MOMENTUM",
+    "exact_resume": "SOLVER.EXACT_RESUME",
+    "ssn_full_at": "SOLVER.SSN_FULL_AT",
+    "batch_average_iters": "SOLVER.BATCH_AVERAGE_ITERS",
+    "stop_signals": "SOLVER.STOP_SIGNALS",
+    "ema.enabled": "SOLVER.EMA.ENABLED",
+    "ema.decay": "SOLVER.EMA.DECAY",
+    "bad_data.action": "DATALOADER.BAD_DATA.ACTION",
+    "bad_data.max_share": "DATALOADER.BAD_DATA.MAX_SHARE",
+}
+YAML_KEYS |= _ADDED_KEYS
+
+
+def add_engine_config(cfg: CfgNode) -> None:
+    """Add the options that detectron2's yaml configs lack, with the defaults of lazy configs."""
+    defaults = get_config("common/train").train
+    for key, yaml_key in _ADDED_KEYS.items():
+        value = OmegaConf.select(defaults, key)
+        *parents, name = yaml_key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node.setdefault(parent, CfgNode())
+        node[name] = value if not OmegaConf.is_list(value) else tuple(value)
+
+
+def read_options(cfg: Config) -> Options:
+    """The options of a config of either kind.
+
+    Raises:
+        ConfigError: options that do not exist, or whose value is of another type or out of range;
+            names the config's key.
+    """
+    if isinstance(cfg, CfgNode):
+        values = OmegaConf.to_container(get_config("common/train").train)
+        assert isinstance(values, dict)
+        # detectron2's yaml configs keep every checkpoint.
+        values["checkpointer"]["max_to_keep"] = None
+        for key, yaml_key in YAML_KEYS.items():
+            *parents, name = key.split(".")
+            node: Any = values
+            for parent in parents:
+                node = node[parent]
+            node[name] = _select(cfg, yaml_key)
+        # None as yacs lets it be replaced by a number and by "node".
+        values["sync_group_size"] = values["sync_group_size"] or 0
+        names = YAML_KEYS
+    else:
+        try:
+            values = OmegaConf.to_container(cfg.train, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"train: {error}") from error
+        names = {}
+    wrong: list[str] = []
+    options = _read(Options, values, "", names, wrong)
+    if wrong:
+        raise ConfigError("\n  ".join(wrong))
+    return options
+
+
+def _select(cfg: CfgNode, key: str) -> Any:
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _read(kind: Any, values: Any, prefix: str, names: Mapping[str, str], wrong: list[str]) -> Any:
+    """An instance of the dataclass ``kind``; what is not allowed is appended to ``wrong``."""
+    rules = get_type_hints(kind, include_extras=True)
+    if not isinstance(values, dict):
+        key = f"train.{prefix}".rstrip(".")
+        wrong.append(f"{key} ({values!r}) must hold the options {', '.join(rules)}")
+        return None
+    for key in values:
+        if key not in rules:
+            wrong.append(f"train.{prefix}{key}: no such option; {did_you_mean(key, rules)}")
+    found = {}
+    for key, hint in rules.items():
+        path = f"{prefix}{key}"
+        name = names.get(path, f"train.{path}")
+        if key not in values:
+            wrong.append(f"{name} is missing")
+        elif dataclasses.is_dataclass(hint):
+            found[key] = _read(hint, values[key], f"{path}.", names, wrong)
+        else:
+            found[key] = values[key]
+            rule = hint.__metadata__[0]
+            if not rule.fits(values[key]):
+                wrong.append(f"{name} ({values[key]!r}) must be {rule.allowed}")
+    return None if wrong else kind(**found)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names that are near to ``name``, or all of them, as the end of a message."""
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
