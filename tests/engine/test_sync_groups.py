@@ -1,4 +1,4 @@
-"""``sync_group_size`` and ``find_unused_parameters`` of a run reach the model's norms."""
+"""``sync_group_size`` of a run reaches the model's norms."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from torch import nn
 from tests.norms.processes import run_on_ranks
 from wsbcn_d2.engine.train import _synchronize_norms
 from wsbcn_d2.norms import BatchChannelNorm2d, SyncSwitchNorm2d
-from wsbcn_d2.norms.turns import SkippableTurns
 
 SETTINGS = {
-    "all": (0, {}),
-    "node": ("node", {"find_unused_parameters": False}),
-    "two_that_may_skip": (2, {"find_unused_parameters": True}),
-    "alone": (1, {}),
+    "all": 0,
+    "node": "node",
+    "two": 2,
+    "alone": 1,
 }
 
 
 def worker(rank, world_size):
     comm.create_local_process_group(2)
     results = {}
-    for name, (size, ddp) in SETTINGS.items():
+    for name, size in SETTINGS.items():
         model = nn.Sequential(SyncSwitchNorm2d(2), BatchChannelNorm2d(2, 1))
-        _synchronize_norms(types.SimpleNamespace(sync_group_size=size, ddp=ddp), model)
+        _synchronize_norms(types.SimpleNamespace(sync_group_size=size), model)
         model(torch.full((1, 2, 3, 3), float(rank)))
         results[name] = {
             # Moved from 0 by a tenth: the mean of the ranks that pooled.
             "mean": 10 * float(model[0].running_mean[0]),
-            "skip": isinstance(model[0].ranks.turns, SkippableTurns),
             "same_ranks": model[0].process_group is model[1].process_group,
         }
     results["groups"] = len(dist.distributed_c10d._world.pg_map)
@@ -50,13 +48,12 @@ def ranks(tmp_path_factory):
     [
         ("all", [1.5] * 4),
         ("node", [0.5, 0.5, 2.5, 2.5]),
-        ("two_that_may_skip", [0.5, 0.5, 2.5, 2.5]),
+        ("two", [0.5, 0.5, 2.5, 2.5]),
         ("alone", [0.0, 1.0, 2.0, 3.0]),
     ],
 )
 def test_norms_pool_over_the_processes_that_a_config_asks_for(name, means, ranks):
     assert [rank[name]["mean"] for rank in ranks] == pytest.approx(means)
-    assert all(rank[name]["skip"] == (name == "two_that_may_skip") for rank in ranks)
     assert all(rank[name]["same_ranks"] for rank in ranks)
 
 

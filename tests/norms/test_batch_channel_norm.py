@@ -251,3 +251,26 @@ def test_a_shared_layer_recomputes_with_the_estimates_of_each_call(
     for (name, parameter), plain in zip(head.named_parameters(), other.parameters(), strict=True):
         assert_close(parameter.grad, plain.grad, msg=lambda m, n=name: f"{n}: {m}")
     assert_close(dict(head.named_buffers()), dict(other.named_buffers()))
+
+
+def test_a_recomputation_that_matches_no_forward_raises() -> None:
+    """Design trap 21: looked up by nearness, it would take the estimates of another forward."""
+    norm = BatchChannelNorm2d(4, 2, momentum=0.5)
+    (x,) = tensors(32, (2, 4, 5, 4), dtype=torch.float32)
+    noise = iter((0.0, 1e-6))
+
+    def unrepeatable(t: Tensor) -> Tensor:
+        y: Tensor = norm(t + next(noise))
+        return y
+
+    y = checkpoint(unrepeatable, x.requires_grad_(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="whose input is that of none of the layer's last 1"):
+        y.sum().backward()
+
+
+def test_a_recomputation_that_matches_two_forwards_raises() -> None:
+    norm = BatchChannelNorm2d(4, 2, momentum=0.5)
+    (x,) = tensors(33, (2, 4, 5, 4), dtype=torch.float32)
+    ys = [checkpoint(norm, x.requires_grad_(), use_reentrant=False) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="several forwards of the layer on the same input"):
+        ys[0].sum().backward()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConfigError
-from ..norms.batch_channel_norm import _BatchChannelNorm
+from ..norms import BatchChannelNorm
 
 __all__ = ["BatchPlan", "correct_momentum", "plan_batch", "scale_learning_rate"]
 
@@ -116,10 +116,10 @@ def correct_momentum(model: nn.Module, steps: int) -> int:
         how many layers were changed.
     """
     # BCN's inner layer takes its momentum from the outer one.
-    inner = {m.bn for m in model.modules() if isinstance(m, _BatchChannelNorm)}
+    inner = {m.bn for m in model.modules() if isinstance(m, BatchChannelNorm)}
     changed = 0
     for module in model.modules():
-        bcn = isinstance(module, _BatchChannelNorm)
+        bcn = isinstance(module, BatchChannelNorm)
         if not (bcn or (isinstance(module, _NormBase) and module.running_mean is not None)):
             continue
         momentum: Any = module.momentum

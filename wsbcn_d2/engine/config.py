@@ -21,7 +21,7 @@ from detectron2.engine.defaults import DefaultTrainer
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError
-from ..norms.turns import check_group_size
+from ..norms.sync import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
 from .options import Config, Options, add_engine_config, did_you_mean, read_options

@@ -11,33 +11,11 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
-from ..norms import (
-    SparseSwitchNorm1d,
-    SparseSwitchNorm2d,
-    SparseSwitchNorm3d,
-    SwitchNorm1d,
-    SwitchNorm2d,
-    SwitchNorm3d,
-    SyncSwitchNorm1d,
-    SyncSwitchNorm2d,
-    SyncSwitchNorm3d,
-    update_batch_average,
-)
+from ..norms import SparseSwitchNorm, SwitchNorm, update_batch_average
 
 __all__ = ["BatchAverage", "RatioWriter", "SparsityRamp"]
 
 logger = logging.getLogger(__name__)
-
-_SPARSE = (SparseSwitchNorm1d, SparseSwitchNorm2d, SparseSwitchNorm3d)
-_SWITCHABLE = (
-    SwitchNorm1d,
-    SwitchNorm2d,
-    SwitchNorm3d,
-    SyncSwitchNorm1d,
-    SyncSwitchNorm2d,
-    SyncSwitchNorm3d,
-    *_SPARSE,
-)
 
 
 class SparsityRamp(HookBase):
@@ -59,7 +37,9 @@ class SparsityRamp(HookBase):
     def __init__(self, model: nn.Module, end: float = 1.0) -> None:
         if not 0 < end <= 1:
             raise ValueError(f"end ({end}) must be in (0, 1]")
-        self._layers = [module for module in model.modules() if isinstance(module, _SPARSE)]
+        self._layers = [
+            module for module in model.modules() if isinstance(module, SparseSwitchNorm)
+        ]
         self._end = end
 
     def before_step(self) -> None:
@@ -114,7 +94,7 @@ class RatioWriter(HookBase):
     """
 
     def __init__(self, model: nn.Module, period: int = 20) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, _SWITCHABLE)]
+        self._layers = [module for module in model.modules() if isinstance(module, SwitchNorm)]
         self._period = period
 
     @torch.no_grad()

@@ -311,15 +311,12 @@ def _describe_dead_workers(loader: TrainLoader, iteration: int, error: RuntimeEr
 def _synchronize_norms(job: Job, model: nn.Module) -> None:
     node = job.options.sync_group_size == "node"
     size = comm.get_local_size() if node else int(job.options.sync_group_size)
-    # With that argument, DistributedDataParallel lets ranks skip modules; then so may the norms.
-    may_skip = bool(job.options.ddp.get("find_unused_parameters", False))
-    pooling = prepare_sync_norms(model, size, may_skip=may_skip)
+    pooling = prepare_sync_norms(model, size)
     if pooling:
         logger.info(
-            "%d norm layers pool their statistics over %d processes each%s",
+            "%d norm layers pool their statistics over %d processes each",
             pooling,
             size or comm.get_world_size(),
-            "; ranks may skip some" if may_skip else "",
         )
 
 

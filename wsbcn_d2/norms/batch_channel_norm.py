@@ -1,40 +1,162 @@
 """Batch-Channel Normalization (BCN): per-channel normalization, then group normalization.
 
-Reference: S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille, "Micro-Batch Training with Batch-Channel
-Normalization and Weight Standardization", arXiv:1903.10520v2. Authors' code:
+Reference: S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille, "Rethinking Normalization and Elimination
+Singularity in Neural Networks", arXiv:1911.09738. Authors' code:
 https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .affine import normalize, recomputing
-from .closed_forms import BatchChannelForm, Pool
-from .ranks import PoolsOverRanks
-from .recall import Recall
-from .statistics import (
-    RankPool,
-    average_about,
-    frozen,
-    move_running_statistics,
-    pool_batch,
-    pool_channels,
-    pool_ranks,
-    pooled_moments,
-    sum_about,
-)
+from .modes import may_be_recomputed, recomputing
+from .normalize import normalize
+from .pooling import BatchPool, Pool, RunningPool, pool_batch, pool_channels, pool_ranks
+from .running_stats import BatchAveraged, frozen, move_running_statistics
+from .sync import PoolsOverRanks, Ranks
 
-__all__ = ["BatchChannelNorm1d", "BatchChannelNorm2d", "BatchChannelNorm3d"]
+__all__ = [
+    "BatchChannelNorm",
+    "BatchChannelNorm1d",
+    "BatchChannelNorm2d",
+    "BatchChannelNorm3d",
+    "BatchChannelRule",
+]
 
 _STATISTICS = ("estimate", "batch", "sync")
 # The released code keeps this constant in the inner normalization whatever ``eps`` is.
 _INNER_EPS = 1e-5
+# Calls of one layer between a forward and its recomputation; a head on five levels makes five.
+_REMEMBERED = 64
+
+
+@dataclass
+class BatchChannelRule:
+    """BCN's rule; see `normalize`. It takes a pool's mean and variance of channels.
+
+    Its parameters are the groups' weight, bias ``(num_groups,)`` and the channels' ``(C,)``.
+    """
+
+    num_groups: int
+    eps: float
+    inner_eps: float = _INNER_EPS
+
+    def __call__(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        center: Tensor,
+        center_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        inner_weight: Tensor,
+        inner_bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        slope = inner_weight * (center_var + self.inner_eps).rsqrt()
+        # z = slope * (x - center) + inner_bias: its row statistics follow from those of x.
+        z_mean = torch.addcmul(inner_bias, mean - center, slope)
+        group_mean, group_var = pool_channels(z_mean, slope.square() * var, self.num_groups)
+        gain = (weight * (group_var + self.eps).rsqrt()).unsqueeze(-1)
+        # (..., C) as (..., groups, C / groups), next to the (..., groups, 1) of the groups.
+        slope, z_mean = (t.unflatten(-1, (self.num_groups, -1)) for t in (slope, z_mean))
+        offset = torch.addcmul(bias.unsqueeze(-1), z_mean - group_mean.unsqueeze(-1), gain)
+        return (gain * slope).flatten(-2), offset.flatten(-2)
+
+
+class EstimatePool(RunningPool):
+    """BCN's estimates, moved toward the batch of all ranks first; no gradient through them.
+
+    Args:
+        module: that has the estimates.
+        positions: L.
+        ranks: one all_reduce of 2C + 1 numbers, where there are several.
+        used: what earlier forwards used, for their recomputation.
+    """
+
+    def __init__(
+        self, module: nn.Module, positions: int, ranks: Ranks, used: UsedEstimates
+    ) -> None:
+        super().__init__(module)
+        self.positions, self.ranks, self.used = positions, ranks, used
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+        if recomputing():
+            return self.used.find(mean, var)
+        with torch.no_grad():
+            self._move(mean, var)
+            pooled = self.running(mean.dtype, copy=True)
+        if may_be_recomputed():
+            self.used.keep(mean, var, pooled)
+        return pooled
+
+    def _move(self, mean: Tensor, var: Tensor) -> None:
+        # The paper's order: the variance is taken about the estimate from before the move.
+        old = self.module.running_mean
+        assert isinstance(old, Tensor)
+        count: int | Tensor
+        if self.ranks.size() > 1:
+            pooled, second, count = pool_ranks(mean, var, self.positions, self.ranks)
+        else:
+            pooled, second = pool_batch(mean, var)
+            count = mean.shape[0] * self.positions
+        move_running_statistics(self.module, pooled, second + (pooled - old).square(), count)
+
+
+class UsedEstimates:
+    """The estimates that a layer's recent forwards used, for activation checkpointing.
+
+    A checkpoint runs a forward again when the estimates have moved on. Its input is that of the
+    first time, so the row statistics say which forward it was. Nothing is kept of forwards that no
+    checkpoint can run again. Copies of a layer start with an empty one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = deque(maxlen=_REMEMBERED)
+        self._found = False
+
+    def keep(self, mean: Tensor, var: Tensor, used: tuple[Tensor, ...]) -> None:
+        """Remember what the forward with these row statistics used."""
+        if self._found:  # a backward pass lies between: what came before it is done
+            self._calls.clear()
+            self._found = False
+        self._calls.append((mean.detach().clone(), var.detach().clone(), used))
+
+    def find(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+        """What the forward with these row statistics used.
+
+        Raises:
+            RuntimeError: there is none, or there are several that used different estimates.
+        """
+        self._found = True
+        found = [u for m, v, u in self._calls if torch.equal(m, mean) and torch.equal(v, var)]
+        if not found:
+            raise RuntimeError(
+                "BatchChannelNorm: an activation checkpoint recomputes a forward whose input is "
+                f"that of none of the layer's last {len(self._calls)} forwards (at most "
+                f"{_REMEMBERED} are remembered), so the estimates that it used are not known. Make "
+                "the recomputation repeatable (torch.use_deterministic_algorithms, "
+                "preserve_rng_state=True), or do not checkpoint this layer"
+            )
+        one = all(torch.equal(a, b) for u in found for a, b in zip(u, found[0], strict=True))
+        if mean.numel() and not one:  # without a row no estimate is used
+            raise RuntimeError(
+                "BatchChannelNorm: an activation checkpoint recomputes one of several forwards of "
+                "the layer on the same input, which used different estimates. Do not checkpoint "
+                "this layer"
+            )
+        return found[0]
+
+    def __deepcopy__(self, memo: Any) -> UsedEstimates:
+        return UsedEstimates()
+
+    def __reduce__(self) -> tuple[type[UsedEstimates], tuple[()]]:
+        return UsedEstimates, ()
 
 
 class _ChannelStatistics(nn.InstanceNorm1d):
@@ -49,10 +171,10 @@ class _ChannelStatistics(nn.InstanceNorm1d):
         self.momentum = momentum
 
 
-class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
+class BatchChannelNorm(PoolsOverRanks, BatchAveraged, nn.GroupNorm):
     """BCN over ``(N, C, *)``; see `BatchChannelNorm2d`."""
 
-    _input_dims: tuple[int, ...]
+    input_dims: tuple[int, ...]
 
     def __init__(
         self,
@@ -82,14 +204,13 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
         self.momentum = momentum
         self.statistics = statistics
         self.process_group = process_group
-        self.recall = Recall()
         self.bn = _ChannelStatistics(num_features, momentum, device=device, dtype=dtype)
+        self._used_estimates = UsedEstimates()
 
     def forward(self, input: Tensor) -> Tensor:
-        self.recall.begin()
-        if input.dim() not in self._input_dims:
+        if input.dim() not in self.input_dims:
             raise ValueError(
-                f"{type(self).__name__} expects {' or '.join(f'{d}D' for d in self._input_dims)} "
+                f"{type(self).__name__} expects {' or '.join(f'{d}D' for d in self.input_dims)} "
                 f"input, got {input.dim()}D of shape {tuple(input.shape)}"
             )
         if input.shape[1] != self.num_features:
@@ -97,134 +218,35 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
                 f"{type(self).__name__} was made for num_features={self.num_features} channels, "
                 f"got {input.shape[1]} (shape {tuple(input.shape)})"
             )
-        # How many positions a row holds; multiplied out because a tracer may not divide by N.
-        positions = 1
-        for size in input.shape[2:]:
-            positions *= size
         return normalize(
             input,
-            partial(self._rule, positions),
+            BatchChannelRule(self.num_groups, self.eps),
             self.weight,
             self.bias,
             self.bn.weight,
             self.bn.bias,
-            form=self._form(positions),
+            pool=self._pool(input),
         )
 
-    def _form(self, positions: int) -> BatchChannelForm:
-        """`_rule` with its gradient written out."""
-        kind = "running"
-        if self.training and not frozen(self, self.bn):
-            if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
-                self.bn.momentum = self.momentum
-            several = self.ranks.size() > 1
-            if self.statistics == "sync" and several:
-                kind = "ranks"
-            elif self.statistics != "estimate":
-                kind = "unbiased"
-            elif not (several or self.recall.active or recomputing()):
-                kind = "estimate"
-        pool = (
-            self._pool_over_ranks(positions)
-            if kind == "ranks"
-            else Pool(kind, self.bn, positions, partial(self._inner_statistics, positions))
-        )
-        return BatchChannelForm(self.num_groups, self.eps, _INNER_EPS, pool)
-
-    def _pool_over_ranks(self, positions: int) -> Pool:
-        assert self.bn.running_mean is not None
-        over_ranks = RankPool(positions, self.bn.running_mean, self.ranks, self.recall)
-
-        def compute(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-            pooled_mean, pooled_var, count = over_ranks(mean, var)
-            self._move_to_pooled(pooled_mean, pooled_var, count)
-            return pooled_mean, pooled_var
-
-        return Pool("ranks", self.bn, positions, compute, over_ranks.average)
-
-    def _rule(
-        self,
-        positions: int,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        inner_weight: Tensor,
-        inner_bias: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        center, center_var = self._inner_statistics(positions, mean, var)
-        slope = inner_weight * (center_var + _INNER_EPS).rsqrt()
-        # z = slope * (x - center) + inner_bias: its row statistics follow from those of x.
-        z_mean = slope * (mean - center) + inner_bias
-        group_mean, group_var = pool_channels(z_mean, slope.square() * var, self.num_groups)
-        gain = (weight * (group_var + self.eps).rsqrt()).unsqueeze(-1)
-        # (..., C) as (..., groups, C / groups), next to the (..., groups, 1) of the groups.
-        slope, z_mean = (t.unflatten(-1, (self.num_groups, -1)) for t in (slope, z_mean))
-        offset = gain * (z_mean - group_mean.unsqueeze(-1)) + bias.unsqueeze(-1)
-        return (gain * slope).flatten(-2), offset.flatten(-2)
+    def _pool(self, x: Tensor) -> Pool:
+        if not self.training or frozen(self, self.bn):
+            return RunningPool(self.bn)
+        # How many positions a row holds; multiplied out because a tracer may not divide by N.
+        positions = 1
+        for size in x.shape[2:]:
+            positions *= size
+        if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
+            self.bn.momentum = self.momentum
+        if self.statistics == "estimate":
+            return EstimatePool(self.bn, positions, self.ranks, self._used_estimates)
+        ranks = self.ranks if self.statistics == "sync" else None
+        return BatchPool(self.bn, positions, ranks, unbiased="running")
 
     def pools(self) -> bool:
         return self.statistics != "batch"
 
-    def _inner_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training and not frozen(self, self.bn):
-            if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
-                self.bn.momentum = self.momentum
-            if self.statistics != "estimate":
-                return self._batch_statistics(positions, mean, var)
-            used = self.recall.find(mean, positions)
-            if used is not None:
-                return used[0], used[1]
-            self._move_estimates(positions, mean.detach(), var.detach())
-            self.recall.keep(mean, positions, *self._running(mean.dtype))
-        return self._running(mean.dtype)
-
-    def _running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        running_mean, running_var = self.bn.running_mean, self.bn.running_var
-        assert running_mean is not None and running_var is not None
-        return running_mean.to(dtype), running_var.to(dtype)
-
-    @torch.no_grad()
-    def _move_estimates(self, positions: int, mean: Tensor, var: Tensor) -> None:
-        # The paper's order: the variance is taken about the estimate from before the move.
-        old = self.bn.running_mean
-        assert old is not None
-        if self.ranks.size() > 1 and not recomputing():
-            sums = sum_about(mean, var, positions, old.double())
-            self.ranks.take_turn(differentiable=False)
-            self.ranks.add_up(sums)
-            self.absorb(sums)
-            return
-        count = mean.shape[0]
-        second = (var + (mean - old).square()).sum(0) / max(count, 1)
-        move_running_statistics(self.bn, mean.sum(0) / max(count, 1), second, count * positions)
-
-    def _batch_statistics(self, positions: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if self.statistics == "sync" and self.ranks.size() > 1:
-            assert self.bn.running_mean is not None
-            pooled_mean, pooled_var, total = pool_ranks(
-                mean, var, positions, self.bn.running_mean, self.ranks, self.recall
-            )
-            self._move_to_pooled(pooled_mean, pooled_var, total)
-        else:
-            pooled_mean, pooled_var = pool_batch(mean, var)
-            count = mean.shape[0] * positions
-            unbias = count / max(count - 1, 1)
-            move_running_statistics(self.bn, pooled_mean, pooled_var * unbias, count)
-        return pooled_mean, pooled_var
-
-    def _move_to_pooled(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        unbias = (count / (count - 1).clamp(min=1)).to(var.dtype)
-        move_running_statistics(self.bn, mean, var * unbias, count)
-
-    def absorb(self, sums: Tensor) -> None:
-        old, self.bn.momentum = self.bn.running_mean, self.momentum
-        assert old is not None
-        if self.statistics == "estimate":
-            offset, second, count = average_about(sums)
-            move_running_statistics(self.bn, old.double() + offset, second, count)
-        else:
-            self._move_to_pooled(*pooled_moments(sums, old))
+    def averaged_module(self) -> nn.Module | None:
+        return None if self.statistics == "estimate" else self.bn
 
     def extra_repr(self) -> str:
         return (
@@ -233,13 +255,13 @@ class _BatchChannelNorm(PoolsOverRanks, nn.GroupNorm):
         )
 
 
-class BatchChannelNorm1d(_BatchChannelNorm):
+class BatchChannelNorm1d(BatchChannelNorm):
     """Batch-Channel Normalization of ``(N, C)`` or ``(N, C, L)``; see `BatchChannelNorm2d`."""
 
-    _input_dims = (2, 3)
+    input_dims = (2, 3)
 
 
-class BatchChannelNorm2d(_BatchChannelNorm):
+class BatchChannelNorm2d(BatchChannelNorm):
     r"""Batch-Channel Normalization of ``(N, C, H, W)``.
 
     .. math:: z = \frac{x - \hat\mu_c}{\sqrt{\hat\sigma_c^2 + 10^{-5}}} \cdot w_c + b_c, \qquad
@@ -259,9 +281,10 @@ class BatchChannelNorm2d(_BatchChannelNorm):
       numbers forward and one of 2C backward. In a single process it is ``"batch"``.
 
     Evaluation, and training with all parameters frozen, uses the running statistics and issues no
-    collective. Where ranks pool, all must run the layer equally often, unless the model was given
-    to `prepare_sync_norms`. Not for ``"batch"`` with one image a process: training then sees
-    instance statistics and evaluation does not.
+    collective. Where ranks pool, all must run the layer equally often, on an empty batch too. The
+    recomputation of an activation checkpoint uses the estimates of its first forward, found by the
+    row statistics to the last bit, and raises where they differ. Not for ``"batch"`` with one image
+    a process: training then sees instance statistics and evaluation does not.
 
     Args:
         num_features: C.
@@ -289,10 +312,10 @@ class BatchChannelNorm2d(_BatchChannelNorm):
         torch.Size([1, 64, 32, 48])
     """
 
-    _input_dims = (4,)
+    input_dims = (4,)
 
 
-class BatchChannelNorm3d(_BatchChannelNorm):
+class BatchChannelNorm3d(BatchChannelNorm):
     """Batch-Channel Normalization of ``(N, C, D, H, W)``; see `BatchChannelNorm2d`."""
 
-    _input_dims = (5,)
+    input_dims = (5,)

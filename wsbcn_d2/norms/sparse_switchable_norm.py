@@ -12,20 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine import composing, recomputing
+from .modes import recomputing, tracing
 from .sparsemax import circumradius, sparsestmax
-from .switchable_norm import _ORDER, _SwitchNorm
+from .switchable_norm import STATISTICS, SwitchNorm
 
-__all__ = ["SparseSwitchNorm1d", "SparseSwitchNorm2d", "SparseSwitchNorm3d"]
+__all__ = [
+    "SparseSwitchNorm",
+    "SparseSwitchNorm1d",
+    "SparseSwitchNorm2d",
+    "SparseSwitchNorm3d",
+]
 
 _UNDECIDED = -1
 # The paper prints the circumradius of three choices as 0.8165, a little above its value.
 _RADIUS_TOLERANCE = 1e-4
 
 
-class _SparseSwitchNorm(_SwitchNorm):
+class SparseSwitchNorm(SwitchNorm):
     """SN with sparsestmax ratios; see `SparseSwitchNorm2d`."""
 
+    _softmax = False
     radius: Tensor
     mean_fixed: Tensor
     var_fixed: Tensor
@@ -35,7 +41,7 @@ class _SparseSwitchNorm(_SwitchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        statistics: Sequence[str] = _ORDER,
+        statistics: Sequence[str] = STATISTICS,
         num_groups: int = 1,
         unbiased: bool = False,
         radius: float = 0.0,
@@ -72,11 +78,15 @@ class _SparseSwitchNorm(_SwitchNorm):
             self.mean_fixed.fill_(_UNDECIDED)
             self.var_fixed.fill_(_UNDECIDED)
 
-    def _ratios(
-        self, mean_weight: Tensor, var_weight: Tensor, fix: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        return self._ratios(fix=False)
+
+    def _controls(self, training: bool) -> tuple[Tensor, Tensor]:
+        return self._ratios(fix=training and not recomputing())
+
+    def _ratios(self, fix: bool) -> tuple[Tensor, Tensor]:
         """The ratios; with ``fix`` those that are one-hot now become fixed first."""
-        controls = torch.stack([mean_weight, var_weight])
+        controls = torch.stack([self.mean_weight, self.var_weight])
         fixed = torch.stack([self.mean_fixed, self.var_fixed]).reshape(controls.shape[:-1])
         # The buffer's type may round the limit down (float16 does so by 1e-4), and the last ratio
         # would stay just short of one-hot.
@@ -94,14 +104,11 @@ class _SparseSwitchNorm(_SwitchNorm):
         ratios = torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free)
         return ratios[0], ratios[1]
 
-    def _training_ratios(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
-        return self._ratios(mean_weight, var_weight, fix=not recomputing())
-
-    def _used_statistics(self) -> tuple[str, ...]:
+    def used_statistics(self) -> tuple[str, ...]:
         """Only what a fixed or one-hot ratio selects. Looked up once per change of the buffers."""
         buffers = (self.mean_fixed, self.var_fixed)
         # Tensors of the meta device and of inference mode do not tell.
-        if composing() or any(t.is_meta or t.is_inference() for t in buffers):
+        if tracing() or any(t.is_meta or t.is_inference() for t in buffers):
             return self.statistics
         key = tuple((t.data_ptr(), t._version) for t in buffers)
         if self._used_cache is None or self._used_cache[0] != key:
@@ -117,10 +124,10 @@ class _SparseSwitchNorm(_SwitchNorm):
         return f"{super().extra_repr()}, radius={radius}"
 
 
-class SparseSwitchNorm1d(_SparseSwitchNorm, nn.InstanceNorm1d):
+class SparseSwitchNorm1d(SparseSwitchNorm, nn.InstanceNorm1d):
     """SSN of ``(N, C)`` or ``(N, C, L)``; see `SparseSwitchNorm2d` and `SwitchNorm1d`."""
 
-    _input_dims = (2, 3)
+    input_dims = (2, 3)
 
     def __init__(
         self,
@@ -128,18 +135,13 @@ class SparseSwitchNorm1d(_SparseSwitchNorm, nn.InstanceNorm1d):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         statistics: Sequence[str] = ("ln", "bn"),
-        num_groups: int = 1,
-        unbiased: bool = False,
-        radius: float = 0.0,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, statistics, num_groups, unbiased, radius, device, dtype
-        )
+        super().__init__(num_features, eps, momentum, statistics, *args, **kwargs)
 
 
-class SparseSwitchNorm2d(_SparseSwitchNorm, nn.InstanceNorm2d):
+class SparseSwitchNorm2d(SparseSwitchNorm, nn.InstanceNorm2d):
     """`SwitchNorm2d` with `sparsestmax` in the place of softmax.
 
     The radius grows over training (`set_radius`) from 0 to the simplex's circumradius, where every
@@ -160,10 +162,10 @@ class SparseSwitchNorm2d(_SparseSwitchNorm, nn.InstanceNorm2d):
         ValueError: ``radius`` out of range, and as in `SwitchNorm2d`.
     """
 
-    _input_dims = (4,)
+    input_dims = (4,)
 
 
-class SparseSwitchNorm3d(_SparseSwitchNorm, nn.InstanceNorm3d):
+class SparseSwitchNorm3d(SparseSwitchNorm, nn.InstanceNorm3d):
     """SSN of ``(N, C, D, H, W)``; see `SparseSwitchNorm2d`."""
 
-    _input_dims = (5,)
+    input_dims = (5,)

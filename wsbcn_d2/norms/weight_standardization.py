@@ -6,15 +6,14 @@ arXiv:1903.10520, eqs. 3-5. Authors' code: https://github.com/joe-siyuan-qiao/We
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .affine import composing, full_precision
-from .passes import input_gradient, kernels_for, moments, reduce_gradient, transform
+from .kernels import input_gradient, moments, reduce_gradient, transform, triton_weights_for
+from .modes import full_precision, tracing
 
 __all__ = [
     "WSConv1d",
@@ -59,7 +58,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outsi
         ValueError: K < 2, or an unknown ``eps_mode``.
     """
     check_weight_shape(weight.shape, eps_mode)
-    if composing():
+    if tracing():
         return _compose(weight, eps, eps_mode)
     with full_precision(weight.device.type):
         if torch.is_grad_enabled() and weight.requires_grad:
@@ -126,7 +125,7 @@ class _Standardize(torch.autograd.Function):
             with torch.enable_grad():
                 again = _compose(weight, ctx.eps, ctx.eps_mode)
             return torch.autograd.grad(again, weight, grad, create_graph=True)[0], None, None, None
-        if kernels := _kernels(weight):
+        if kernels := triton_weights_for(weight):
             dweight = kernels.standardize_backward(grad, standardized, denominator, root)
             return dweight, None, None, None
         # d std = sum(centred * d centred) / ((K - 1) * root), and hat sums to zero.
@@ -139,7 +138,7 @@ class _Standardize(torch.autograd.Function):
 
 
 def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    if kernels := _kernels(weight):
+    if kernels := triton_weights_for(weight):
         return kernels.standardize(weight.detach(), eps, eps_mode == "inside")
     rows = _rows(weight.detach())
     mean, var = moments(rows)
@@ -152,11 +151,6 @@ def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Ten
 def _rows(weight: Tensor) -> Tensor:
     """The filters as the channels of one sample, ``(1, O, K)``."""
     return weight.flatten(1).unsqueeze(0)
-
-
-def _kernels(weight: Tensor) -> ModuleType | None:
-    kernels = kernels_for(weight.device)
-    return kernels if kernels is not None and kernels.takes_weight(weight) else None
 
 
 class WSConvMixin:
@@ -177,7 +171,7 @@ class WSConvMixin:
         """`standardize_weight` of the current weight, differentiable where that requires grad."""
         weight = self.weight
         # Neither a tensor made in inference mode nor one without storage shows its changes.
-        if composing() or weight.is_inference() or weight.is_meta:
+        if tracing() or weight.is_inference() or weight.is_meta:
             return standardize_weight(weight, self.eps, self.eps_mode)
         key = (_optimizer_steps, weight._version, weight.data_ptr(), weight.dtype, weight.device,
                weight.shape, self.eps, self.eps_mode)  # fmt: skip

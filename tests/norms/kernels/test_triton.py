@@ -18,12 +18,12 @@ from torch.testing import assert_close
 
 from tests.norms.families import FAMILIES
 from tests.norms.oracles import randomize, standardized, tensors
-from wsbcn_d2.norms import WSConv2d, closed_forms, normalize, passes, weight_standardization
+from wsbcn_d2.norms import WSConv2d, kernels, normalize
 
 pytest.importorskip("triton", reason="triton is not installed")
-from wsbcn_d2.norms import triton_kernels
+from wsbcn_d2.norms.kernels import tiling, triton_passes, triton_weights
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA GPU")
 # Each of the four tiles, whole and with a rest; one position; a sample's rows in several programs;
@@ -63,16 +63,16 @@ def test_the_four_passes_equal_the_formulas(shape: tuple[int, ...], layout: str)
     x, dy = laid_out(3 + 2 * x, layout), laid_out(dy, layout)
     length = x[0, 0].numel()
 
-    mean, var = triton_kernels.moments(x)
+    mean, var = triton_passes.moments(x)
     assert_close((mean.double(), var.double()), plain_moments(x), rtol=1e-5, atol=1e-6)
-    y = triton_kernels.transform(x, mean, scale, offset)
+    y = triton_passes.transform(x, mean, scale, offset)
     centered = x - spread(mean, x)
     assert_close(y, centered * spread(scale, x) + spread(offset, x), rtol=1e-5, atol=1e-6)
-    sums = triton_kernels.reduce_gradient(dy, x, mean)
+    sums = triton_passes.reduce_gradient(dy, x, mean)
     wide = dy.double().flatten(2)
     expected = wide.sum(2), (wide * centered.double().flatten(2)).sum(2)
     assert_close((sums[0].double(), sums[1].double()), expected, rtol=1e-4, atol=1e-4)
-    dx = triton_kernels.input_gradient(dy, x, mean, scale, dmean, dvar)
+    dx = triton_passes.input_gradient(dy, x, mean, scale, dmean, dvar)
     through_var = 2 * spread(dvar, x) / length * centered if length > 1 else 0
     expected_dx = dy * spread(scale, x) + through_var + spread(dmean, x) / length
     assert_close(dx, expected_dx, rtol=1e-5, atol=1e-5)
@@ -94,13 +94,13 @@ def test_narrow_types_are_summed_in_float32_and_rounded_once(
     x, dy, scale, offset = random(1, (1, 2, 30, 31), (1, 2, 30, 31), (1, 2), (1, 2))
     # 930 squares of about 100: beyond float16, and where a sum in bfloat16 stops growing.
     x, dy = laid_out((100 + x).to(dtype), layout), laid_out(dy.to(dtype), layout)
-    mean, var = triton_kernels.moments(x)
+    mean, var = triton_passes.moments(x)
     assert_close((mean.double(), var.double()), plain_moments(x), rtol=1e-5, atol=1e-6)
-    y = triton_kernels.transform(x, mean, scale, offset)
+    y = triton_passes.transform(x, mean, scale, offset)
     exact = (x.double() - spread(mean, x)) * spread(scale, x) + spread(offset, x)
     assert y.dtype == dtype
     assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    dx = triton_kernels.input_gradient(dy, x, mean, scale, offset, scale)
+    dx = triton_passes.input_gradient(dy, x, mean, scale, offset, scale)
     exact = dy.double() * spread(scale, x) + spread(offset, x) / 930
     exact = exact + 2 * spread(scale, x) / 930 * (x.double() - spread(mean, x))
     assert dx.dtype == dtype
@@ -116,7 +116,7 @@ def test_variance_survives_a_mean_of_ten_thousand_deviations(
     x = mean + std * x
     if outlier:
         x[..., 0, 0] = 0  # a sum about the first position would cancel
-    _, var = triton_kernels.moments(x)
+    _, var = triton_passes.moments(x)
     assert_close(var.double(), plain_moments(x)[1], rtol=1e-3, atol=0)
 
 
@@ -124,18 +124,18 @@ def test_variance_survives_a_mean_of_ten_thousand_deviations(
 def test_splits_of_the_positions_change_nothing_but_rounding(
     programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_kernels, "_programs", lambda device: programs)
+    monkeypatch.setattr(tiling, "wanted_programs", lambda device: programs)
     x, dy = random(3, (1, 2, 131, 127), (1, 2, 131, 127))
     x = 5 + x
-    assert triton_kernels._tile(x, reduces=True).grid == (2, {1: 1, 3: 1, 100: 5}[programs])
-    mean, var = triton_kernels.moments(x)
+    assert tiling.tile(x, reduces=True).grid == (2, {1: 1, 3: 1, 100: 5}[programs])
+    mean, var = triton_passes.moments(x)
     assert_close((mean.double(), var.double()), plain_moments(x), rtol=1e-6, atol=1e-6)
-    total, dot = triton_kernels.reduce_gradient(dy, x, mean)
+    total, dot = triton_passes.reduce_gradient(dy, x, mean)
     wide = dy.double().flatten(2)
     assert_close(total.double(), wide.sum(2), rtol=1e-5, atol=1e-4)
     expected = (wide * (x.double().flatten(2) - mean.unsqueeze(2))).sum(2)
     assert_close(dot.double(), expected, rtol=1e-5, atol=1e-3)
-    again = triton_kernels.moments(x)
+    again = triton_passes.moments(x)
     assert_close((mean, var), again, rtol=0, atol=0)
 
 
@@ -151,16 +151,16 @@ def test_splits_of_the_positions_change_nothing_but_rounding(
 )
 def test_strides_and_alignment_do_not_matter(strange: object) -> None:
     x, dy = (strange(t) for t in random(4, (2, 4, 6, 7), (2, 4, 6, 7)))  # type: ignore[operator]
-    mean, var = triton_kernels.moments(x)
+    mean, var = triton_passes.moments(x)
     assert_close((mean.double(), var.double()), plain_moments(x), rtol=1e-5, atol=1e-6)
-    total, dot = triton_kernels.reduce_gradient(dy, x, mean)
+    total, dot = triton_passes.reduce_gradient(dy, x, mean)
     assert_close(total, dy.sum((2, 3)), rtol=1e-4, atol=1e-5)
     assert_close(dot, (dy * (x - spread(mean, x))).sum((2, 3)), rtol=1e-4, atol=1e-5)
     # And of the gradient, whatever the layout of x.
     last = laid_out(x, "channels_last")
-    assert_close(triton_kernels.reduce_gradient(dy, last, mean), (total, dot))
-    assert_close(triton_kernels.input_gradient(dy, last, mean, mean, mean, var),
-                 triton_kernels.input_gradient(dy, x, mean, mean, mean, var))  # fmt: skip
+    assert_close(triton_passes.reduce_gradient(dy, last, mean), (total, dot))
+    assert_close(triton_passes.input_gradient(dy, last, mean, mean, mean, var),
+                 triton_passes.input_gradient(dy, x, mean, mean, mean, var))  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -168,13 +168,13 @@ def test_nothing_beyond_the_tensor_is_read(layout: str) -> None:
     """A sample between samples of NaN."""
     outer = laid_out(torch.full((5, 3, 5, 5), torch.nan, device=DEVICE), layout)
     x = outer[2:3].copy_(random(5, (1, 3, 5, 5))[0])
-    mean, var = triton_kernels.moments(x)
+    mean, var = triton_passes.moments(x)
     results = [
         mean,
         var,
-        triton_kernels.transform(x, mean, mean, var),
-        *triton_kernels.reduce_gradient(x, x, mean),
-        triton_kernels.input_gradient(x, x, mean, mean, mean, var),
+        triton_passes.transform(x, mean, mean, var),
+        *triton_passes.reduce_gradient(x, x, mean),
+        triton_passes.input_gradient(x, x, mean, mean, mean, var),
     ]
     assert all(torch.isfinite(t).all() for t in results)
     assert torch.isnan(outer[[0, 1, 3, 4]]).all()
@@ -185,8 +185,8 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that would run on Triton's kernels on CUDA does so on this device."""
     if DEVICE.type == "cuda":
         return
-    for module in (passes, closed_forms, weight_standardization):
-        monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels)
+    monkeypatch.setattr(kernels, "triton_for", lambda device: triton_passes)
+    monkeypatch.setattr(sys.modules["wsbcn_d2.norms.normalize"], "_SMALL", 0)
 
 
 def step(norm: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
@@ -273,11 +273,11 @@ def test_standardized_weights_equal_the_formula(shape: tuple[int, ...], inside: 
         expected = standardized(exact, eps_mode=mode)
         (wanted,) = torch.autograd.grad(expected, exact, grad.double().cpu())
         for layout in LAYOUTS:
-            out, denominator, root = triton_kernels.standardize(
+            out, denominator, root = triton_weights.standardize(
                 laid_out(weight, layout), 1e-5, inside
             )
             assert_close(out.double().cpu(), expected, rtol=2e-5, atol=2e-5)
-            dweight = triton_kernels.standardize_backward(
+            dweight = triton_weights.standardize_backward(
                 laid_out(grad, layout), out, denominator, root
             )
             scale = float(grad.abs().max() / std)
@@ -287,9 +287,9 @@ def test_standardized_weights_equal_the_formula(shape: tuple[int, ...], inside: 
 def test_a_constant_filter_is_zero_with_a_finite_gradient() -> None:
     weight, grad = random(8, (2, 3, 3, 3), (2, 3, 3, 3))
     weight[1] = 3.0
-    out, denominator, root = triton_kernels.standardize(weight, 1e-5, False)
+    out, denominator, root = triton_weights.standardize(weight, 1e-5, False)
     assert_close(out[1], torch.zeros_like(out[1]))
-    assert torch.isfinite(triton_kernels.standardize_backward(grad, out, denominator, root)).all()
+    assert torch.isfinite(triton_weights.standardize_backward(grad, out, denominator, root)).all()
 
 
 @pytest.mark.usefixtures("on_triton")
@@ -299,13 +299,13 @@ def test_convolutions_standardize_on_the_kernels(
 ) -> None:
     counted = []
     for name in ("standardize", "standardize_backward"):
-        original = getattr(triton_kernels, name)
+        original = getattr(triton_weights, name)
 
         def counting(*args: object, name: str = name, original: object = original) -> object:
             counted.append(name)
             return original(*args)  # type: ignore[operator]
 
-        monkeypatch.setattr(triton_kernels, name, counting)
+        monkeypatch.setattr(triton_weights, name, counting)
     conv = WSConv2d(3, 4, 3, bias=False, eps_mode=eps_mode).to(DEVICE)
     (x,) = random(9, (2, 3, 5, 5))
     leaf = conv.weight.detach().double().cpu().requires_grad_()
@@ -319,9 +319,9 @@ def test_convolutions_standardize_on_the_kernels(
 
 
 def test_types_and_shapes_that_no_kernel_takes_are_left_to_torch() -> None:
-    assert triton_kernels.supports(torch.zeros(2, 3, 4))
+    assert triton_passes.supports(torch.zeros(2, 3, 4))
     for x in (torch.zeros(2, 3), torch.zeros(0, 3, 4), torch.zeros(2, 3, 4).double()):
-        assert not triton_kernels.supports(x)
+        assert not triton_passes.supports(x)
 
 
 def test_where_triton_fails_torchs_operators_run_and_the_log_says_so_once(
@@ -330,17 +330,17 @@ def test_where_triton_fails_torchs_operators_run_and_the_log_says_so_once(
     def fail(x: Tensor) -> None:
         raise RuntimeError("no compiler")
 
-    passes.kernels_for.cache_clear()
-    monkeypatch.setattr(triton_kernels, "moments", fail)
+    kernels.triton_for.cache_clear()
+    monkeypatch.setattr(triton_passes, "moments", fail)
     monkeypatch.setattr(torch, "zeros", lambda *args, device: torch.empty(1, 1, 16))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert passes.kernels_for(torch.device("cuda", 7)) is None
-    passes.kernels_for.cache_clear()
+            assert kernels.triton_for(torch.device("cuda", 7)) is None
+    kernels.triton_for.cache_clear()
     assert [r.getMessage() for r in caplog.records] == [
         "Norms on cuda:7 use torch's operators: Triton failed with RuntimeError('no compiler')"
     ]
-    assert passes.kernels_for(torch.device("cpu")) is None
+    assert kernels.triton_for(torch.device("cpu")) is None
 
 
 COMPILE = """
@@ -348,26 +348,18 @@ import inspect, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from wsbcn_d2.norms import triton_forms, triton_kernels
+from wsbcn_d2.norms.kernels import triton_passes, triton_weights
 
 TILE = {"CHANNELS_LAST": False, "ROWS": 16, "BLOCK": 256, "UNIT": 4}
-SN = {"K": 3, "IN": 0, "LN": 1, "BN": 2, "WIDE": 1024}
-BATCH = {"TILE_N": 4, "TILE_C": 256}
 CONSTANTS = {
     "_moments_kernel": TILE, "_transform_kernel": TILE, "_reduce_kernel": TILE,
     "_input_gradient_kernel": TILE, "_combine_kernel": {"BLOCK": 256},
     "_standardize_kernel": {"INSIDE": False, "BLOCK": 1024, "UNIT": 16},
     "_standardize_backward_kernel": {"BLOCK": 1024, "UNIT": 16},
-    "_pool_kernel": {"LAYER": True, "BATCH": 2, "MOVES": True, "WIDE": 1024, **BATCH},
-    "_switch_kernel": SN, "_switch_pool_backward_kernel": {**SN, "POOLED": True, **BATCH},
-    "_switch_backward_kernel": {**SN, "POOLED": True},
-    "_batch_channel_kernel": {"GROUPS": 32, "WIDTH": 16},
-    "_batch_channel_backward_kernel": {"GROUPS": 32, "WIDTH": 16},
-    "_batch_channel_parameters_kernel": {"POOLED": True, **BATCH},
 }
 FLOATS = ("eps", "inner_eps", "rate", "unbias", "slope_factor", "level_factor")
 kernels = {
-    name: f for m in (triton_kernels, triton_forms) for name, f in vars(m).items()
+    name: f for m in (triton_passes, triton_weights) for name, f in vars(m).items()
     if name.endswith("_kernel") and isinstance(f, triton.JITFunction)
 }
 assert set(kernels) == set(CONSTANTS), set(kernels) ^ set(CONSTANTS)
@@ -403,7 +395,7 @@ def compile_for(*capabilities: str) -> None:
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 14
+    assert int(done.stdout) == 7
 
 
 def test_every_kernel_compiles_for_a_gpu_that_is_not_there(

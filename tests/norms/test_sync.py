@@ -1,9 +1,10 @@
-"""Groups of ranks: sizes, copies, what cannot be copied, and what a roll call costs."""
+"""Groups of ranks: sizes, copies, what cannot be copied, and ranks that skip a layer."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,33 +57,6 @@ def pickled(rank: int, layer: str) -> dict[str, Any]:
     }
 
 
-def steady_state(rank: int) -> dict[str, Any]:
-    """How often ranks asked one another, forward by forward, while layers are frozen and freed."""
-    model = nn.Sequential(SyncSwitchNorm2d(2), nn.ReLU(), SyncSwitchNorm2d(2), SyncSwitchNorm2d(2))
-    prepare_sync_norms(model)
-    (turns,) = {module.ranks.turns for module in model if not isinstance(module, nn.ReLU)}
-    asked = []
-
-    def forward(times: int = 1) -> None:
-        for _ in range(times):
-            before = turns._roll_calls
-            model(torch.randn(1, 2, 3, 3)).sum().backward()
-            asked.append(turns._roll_calls - before)
-
-    forward(3)
-    model[2].requires_grad_(False)
-    forward(2)
-    model[2].requires_grad_(True)
-    forward(2)
-    model[3].eval()
-    forward(2)
-    model.eval()
-    forward()
-    model.train()
-    forward(2)
-    return {"asked": asked, "moved": [int(model[i].num_batches_tracked) for i in (0, 2, 3)]}
-
-
 def worker(rank: int, world_size: int) -> dict[str, Any]:
     pair = dist.new_group([0, 1])
     return {
@@ -94,7 +68,6 @@ def worker(rank: int, world_size: int) -> dict[str, Any]:
         "nothing": prepare_sync_norms(
             nn.Sequential(nn.BatchNorm2d(2), BatchChannelNorm2d(2, 1, statistics="batch"))
         ),
-        "steady": steady_state(rank),
         "timeouts": [
             group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
             for group in (dist.group.WORLD, build_group())
@@ -183,9 +156,24 @@ def test_groups_wait_as_long_as_the_default_group(ranks: list[dict[str, Any]]) -
         assert rank["timeouts"][0] == rank["timeouts"][1] == 60
 
 
-def test_ranks_ask_one_another_when_what_they_call_changes(ranks: list[dict[str, Any]]) -> None:
-    """First forward: three norms and its end. Then only what comes after a change."""
-    for rank in ranks:
-        frozen, freed, evaluated, back = [2, 0], [3, 0], [1, 0], [2, 0]
-        assert rank["steady"]["asked"] == [4, 0, 0, *frozen, *freed, *evaluated, 0, *back]
-        assert rank["steady"]["moved"] == [11, 9, 9]
+def skipping(rank: int, world_size: int) -> str:
+    """Rank 1 skips the first of two layers."""
+    dist.set_debug_level(dist.DebugLevel.DETAIL)  # what the variable does, for groups made now
+    group = dist.new_group()
+    model = nn.Sequential(
+        SyncSwitchNorm2d(2, process_group=group),
+        nn.Conv2d(2, 3, 1),
+        SyncSwitchNorm2d(3, process_group=group),
+    )
+    prepare_sync_norms(model)
+    x = torch.randn(1, 2, 3, 3)
+    return message(lambda: model(x) if rank == 0 else model[1:](x))
+
+
+def test_debug_mode_names_a_rank_that_skips_a_layer(tmp_path: Path) -> None:
+    """As TORCH_DISTRIBUTED_DEBUG=DETAIL does for torch's own SyncBatchNorm."""
+    told = run_on_ranks(skipping, 2, tmp_path)
+    for rank, (error, norm) in enumerate(zip(told, ("'0'", "'2'"), strict=True)):
+        assert f"rank {rank} cannot pool statistics over 2 ranks in norm {norm}" in error
+        assert "Detected mismatch between collectives on ranks" in error
+        assert "TensorShape=[5]" in error and "TensorShape=[7]" in error

@@ -1,0 +1,49 @@
+"""What a forward runs under: a tracer, the recomputation of a checkpoint, autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch._compile import _disable_dynamo
+
+__all__ = ["full_precision", "may_be_recomputed", "not_compiled", "recomputing", "tracing"]
+
+# torch.compiler.disable, but without importing the compiler here, which takes more than a second.
+not_compiled = _disable_dynamo
+
+
+def tracing() -> bool:
+    """Whether a tracer (jit, export, ONNX, dynamo) is watching and needs to see plain operators."""
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+
+
+def recomputing() -> bool:
+    """Whether this forward runs inside a backward pass, that is, for activation checkpointing.
+
+    Running statistics must then stay as they are: the micro-batch has moved them already.
+    """
+    # dynamo cannot trace the question, and traces a checkpointed forward only once.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def may_be_recomputed() -> bool:
+    """Whether an activation checkpoint may run this forward again.
+
+    The reentrant kind runs it without gradient the first time, the other one packs what is saved
+    for backward.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    # torch 2.7 does not say whether there are such hooks.
+    top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+    return not torch.is_grad_enabled() or top_hooks(False) is not None
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast switched off, where it is on."""
+    # Entering a context costs as much as several operators on a small map.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -1,0 +1,248 @@
+"""One autograd function for all norms: y = scale * (x - mean) + offset, row by row.
+
+Every norm of this package is an affine map of each (sample, channel) row whose two numbers are a
+differentiable function of the row statistics and the parameters. A norm is therefore a small pure
+*rule*::
+
+    def rule(mean, var, *pooled, *parameters):   # (N, C), (N, C), (C,) each, the parameters
+        return scale, offset                     # each broadcastable to (N, C)
+
+and, where it needs the batch, a *pool* that gives ``pooled`` (see `pooling`). `normalize` does the
+rest with the memory traffic of native group norm: two reads and a write forward, four reads and a
+write backward. What is kept for the backward pass is ``x`` itself and (N, C)-sized numbers; the
+rule runs again there, under autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .modes import full_precision, tracing
+from .pooling import BatchPool, Pool, RunningPool
+
+__all__ = ["Rule", "normalize"]
+
+Rule = Callable[..., Any]
+
+# Elements of a map on CPU up to which plain operators take less time than the passes, which save
+# memory that is not there to save.
+_SMALL = 8192
+
+
+def normalize(
+    x: Tensor,
+    rule: Rule,
+    *parameters: Tensor,
+    pool: Pool | None = None,
+    reads_rows: bool = True,
+) -> Tensor:
+    """``scale * (x - mean) + offset``, where ``rule(mean, var, *pooled, *parameters)`` gives both.
+
+    Args:
+        x: ``(N, C, *)``, any floating type, contiguous or channels_last; may be empty.
+        rule: a pure function of float32 tensors (float64 if ``x`` is), differentiable. It may run
+            again in the backward pass.
+        parameters: tensors that gradients are wanted for. They reach the rule in its type.
+        pool: gives ``pooled``; called once in a forward. None: the rule needs none.
+        reads_rows: False where the rule needs running statistics only: the pool is then a
+            `RunningPool`, the rule gets None for ``mean`` and ``var``, and ``pooled[0]`` stands for
+            the mean in the result. ``x`` is read once.
+
+    Returns:
+        A tensor with the shape, type and memory format of ``x``. Twice differentiable: the second
+        derivative is taken through plain operators, at their memory cost.
+
+    Raises:
+        ValueError: ``x`` is not of a floating type.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a floating type, got {x.dtype}; convert it with x.float()")
+    if tracing():
+        return _compose(x, rule, parameters, pool, reads_rows)
+    with full_precision(x.device.type):
+        if _is_small(x) and not (isinstance(pool, BatchPool) and pool.ranks is not None):
+            return _compose(x, rule, parameters, pool, reads_rows)
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in parameters)
+        ):
+            return _Normalize.apply(x, rule, pool, reads_rows, *parameters)
+        return _forward(x, rule, pool, reads_rows, parameters)[0]
+
+
+def _is_small(x: Tensor) -> bool:
+    return 0 < x.numel() <= _SMALL and x.device.type == "cpu"
+
+
+def _compose(
+    x: Tensor,
+    rule: Rule,
+    parameters: tuple[Tensor, ...],
+    pool: Pool | None,
+    reads_rows: bool,
+) -> Tensor:
+    """The same function from differentiable operators: for tracers and second derivatives, and for
+    maps so small that nothing else is faster."""
+    dtype = kernels.accumulation_dtype(x)
+    wide, dims = x if x.dtype == dtype else x.to(dtype), tuple(range(2, x.dim()))
+    # Indexed, not reshaped: a shape would carry the example's N into the graph of an exporter.
+    spread = (...,) + (None,) * len(dims)
+    parameters = tuple(p if p.dtype == dtype else p.to(dtype) for p in parameters)
+    if not reads_rows:
+        assert isinstance(pool, RunningPool)
+        pooled = pool.running(dtype)
+        scale, offset = rule(None, None, *pooled, *parameters)
+        mean = pooled[0]
+    else:
+        mean, var = _row_moments(wide, dims)
+        pooled = () if pool is None else pool(mean, var)
+        scale, offset = rule(mean, var, *pooled, *parameters)
+    y = torch.addcmul(offset[spread], wide - mean[spread], scale[spread])
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _row_moments(wide: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    if not dims:
+        return wide, torch.zeros_like(wide)
+    if torch.compiler.is_dynamo_compiling():  # the compiler knows how to take both at once
+        return wide.mean(dims), wide.var(dims, correction=0)
+    if tracing():  # exporters do not know var_mean
+        mean = wide.mean(dims)
+        return mean, (wide - wide.mean(dims, keepdim=True)).square().mean(dims)
+    var, mean = torch.var_mean(wide, dims, correction=0)
+    return mean, var
+
+
+def _forward(
+    x: Tensor,
+    rule: Rule,
+    pool: Pool | None,
+    reads_rows: bool,
+    parameters: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """The result, then the statistics: those of rows, unless none are read, and what was pooled."""
+    dtype = kernels.accumulation_dtype(x)
+    statistics: tuple[Tensor, ...]
+    if reads_rows:
+        mean, var = kernels.moments(x)
+        statistics = (mean, var, *(() if pool is None else pool(mean, var)))
+        scale, offset = rule(*statistics, *_as(dtype, parameters))
+    else:
+        assert isinstance(pool, RunningPool)
+        statistics = pool.running(dtype)
+        scale, offset = rule(None, None, *statistics, *_as(dtype, parameters))
+    return kernels.transform(x, statistics[0], scale, offset), *statistics
+
+
+def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rule: Rule,
+        pool: Pool | None,
+        reads_rows: bool,
+        *parameters: Tensor,
+    ) -> Tensor:
+        y, *statistics = _forward(x, rule, pool, reads_rows, parameters)
+        ctx.save_for_backward(x, *statistics, *parameters)
+        ctx.rule, ctx.pool, ctx.reads_rows, ctx.count = rule, pool, reads_rows, len(statistics)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors
+        statistics, parameters = rest[: ctx.count], tuple(rest[ctx.count :])
+        with full_precision(x.device.type):
+            if torch.is_grad_enabled():  # create_graph=True
+                dx, grads = _differentiable_backward(ctx, x, statistics, parameters, dy)
+            else:
+                dx, grads = _backward(ctx, x, statistics, parameters, dy)
+        return dx, None, None, None, *grads
+
+
+Gradients = tuple[Tensor | None, list[Tensor | None]]
+
+
+def _backward(
+    ctx: Any, x: Tensor, statistics: list[Tensor], parameters: tuple[Tensor, ...], dy: Tensor
+) -> Gradients:
+    mean = statistics[0]
+    dy_sum, dy_dot = kernels.reduce_gradient(dy, x, mean)
+    wanted = ctx.needs_input_grad[4:]
+    has_rows = ctx.reads_rows
+    through_pool = ctx.pool is not None and ctx.pool.differentiable
+    # Of the statistics, those of rows and the first two pooled ones depend on x.
+    depend = (2 + 2 * through_pool) if has_rows else 0
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(i < depend) for i, t in enumerate(statistics)]
+        copies = [
+            p.detach().to(mean.dtype).requires_grad_(w)
+            for p, w in zip(parameters, wanted, strict=True)
+        ]
+        scale, offset = ctx.rule(*([] if has_rows else [None, None]), *leaves, *copies)
+        outputs = [
+            (output, grad.sum_to_size(output.shape))
+            for output, grad in ((scale, dy_dot), (offset, dy_sum))
+            if output.requires_grad
+        ]
+        inputs = [t for t in (*leaves, *copies) if t.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in outputs], inputs, [grad for _, grad in outputs],
+            allow_unused=True, materialize_grads=True,
+        )
+        if outputs and inputs
+        else [torch.zeros_like(t) for t in inputs]
+    )  # fmt: skip
+    of_statistics = [next(found) for _ in range(depend)]
+    grads = [
+        next(found).to(p.dtype) if w else None for p, w in zip(parameters, wanted, strict=True)
+    ]
+    scale = scale.detach()
+    dmean = dvar = None
+    if has_rows:
+        # y also depends on the mean by -scale * mean.
+        dmean, dvar = torch.addcmul(of_statistics[0], scale, dy_sum, value=-1), of_statistics[1]
+        if through_pool:
+            back = ctx.pool.backward(mean, statistics[2], *of_statistics[2:])
+            dmean, dvar = dmean + back[0], dvar + back[1]
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = kernels.input_gradient(dy, x, mean, scale, dmean, dvar)
+    return dx, grads
+
+
+class _Known(RunningPool):
+    """What a forward pooled, again."""
+
+    def __init__(self, pooled: list[Tensor]) -> None:
+        self._pooled = pooled
+
+    def running(self, dtype: torch.dtype, copy: bool | None = None) -> tuple[Tensor, ...]:
+        return tuple(self._pooled)
+
+
+def _differentiable_backward(
+    ctx: Any, x: Tensor, statistics: list[Tensor], parameters: tuple[Tensor, ...], dy: Tensor
+) -> Gradients:
+    pool = ctx.pool
+    if pool is not None and not pool.differentiable:
+        pool = _Known(statistics[2 * ctx.reads_rows :])
+    y = _compose(x, ctx.rule, parameters, pool, ctx.reads_rows)
+    inputs = [t for t in (x, *parameters) if t.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            y, inputs, dy, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
+    dx, *grads = (next(found) if t.requires_grad else None for t in (x, *parameters))
+    return dx, grads
