@@ -27,7 +27,8 @@ def worker(rank, world_size):
     results = {}
     for name, size in SETTINGS.items():
         model = nn.Sequential(SyncSwitchNorm2d(2), BatchChannelNorm2d(2, 1))
-        _synchronize_norms(types.SimpleNamespace(sync_group_size=size), model)
+        options = types.SimpleNamespace(sync_group_size=size)
+        _synchronize_norms(types.SimpleNamespace(options=options), model)
         model(torch.full((1, 2, 3, 3), float(rank)))
         results[name] = {
             # Moved from 0 by a tenth: the mean of the ranks that pooled.
