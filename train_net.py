@@ -31,6 +31,7 @@ train_net.py: error: cannot import detectron2 ({error})
 
 
 def main() -> None:
+    from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 
     try:
         import detectron2.engine  # noqa: F401

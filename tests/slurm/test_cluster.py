@@ -219,7 +219,7 @@ def test_two_jobs_on_the_same_nodes_and_a_port_that_is_taken(user: User):
         (("--partition=nowhere",), (), "invalid partition specified: nowhere"),
         (("--nodes=5",), (), "partitions: main"),
         (("--mem=9999G",), (), "Requested node configuration is not available"),
-        ((), ("train.output_dir=/proc/nowhere",), "cannot write to /proc"),
+        ((), ("train.output_dir=/proc/nowhere",), "output folder /proc/nowhere cannot be written"),
         ((), ("dataloader.train.total_batch_size=5",), "total_batch_size (5) must be"),
     ],
     ids=["partition", "nodes", "memory", "output folder", "batch"],

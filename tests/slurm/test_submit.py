@@ -169,9 +169,9 @@ def test_sweep_is_one_array(tmp_path: Path):
     [
         (["--nodes=3", "--tasks-per-node=1"], "total_batch_size .4. must be a positive multiple"),
         (["--nodes=4", "--min-nodes=3"], "total_batch_size .4. must be a positive multiple"),
-        (["train.output_dir={tmp}/file/run"], "cannot write to .*file"),
-        (["model.backbone.bottom_up.stem.norm=GNN"], "the model cannot be built: .*GNN"),
-        (["train.max_itre=3"], "nearest: train.max_iter"),
+        (["train.output_dir={tmp}/file/run"], "cannot be written: .*file"),
+        (["model.backbone.bottom_up.stem.norm=GNN"], "cannot be built: .*GNN"),
+        (["train.max_itre=3"], "train.max_itre: no such option; did you mean max_iter"),
         (["--config-file=nowhere.py"], "not found"),
         (["--local", "--nodes=2"], "nodes .2. must be 1 with --local"),
         (["train.output_dir={tmp}/old"], "holds an earlier run's checkpoints"),
