@@ -23,6 +23,10 @@ train = dict(
     # Order, augmentations and samplings follow from the seed and the recipe alone: a resumed run is
     # the run that was never interrupted. False: detectron2's own loader and random numbers.
     exact_resume=True,
+    # --resume takes learning rate, momentum and weight decay from the checkpoint, unless
+    # new_hyperparameters; and refuses a checkpoint of another model (norms, weight standardization,
+    # shapes), unless other_model.
+    resume=dict(new_hyperparameters=False, other_model=False),
     # An image that cannot be loaded: "error", or "skip" to take another one in its place, until
     # more than max_share of a process's images were bad.
     bad_data=dict(action="error", max_share=0.01),

@@ -15,7 +15,14 @@ from torch import nn
 
 from tests.checkpoint.published import Reference, ReleasedSN, WSConv, norms_named
 from tests.checkpoint.test_convert import detector
-from wsbcn_d2.checkpoint import CATALOG, SOURCES, WSBCNCheckpointer, convert_state, register_catalog
+from wsbcn_d2.checkpoint import (
+    CATALOG,
+    SOURCES,
+    CheckpointError,
+    WSBCNCheckpointer,
+    convert_state,
+    register_catalog,
+)
 from wsbcn_d2.checkpoint.catalog import Entry, WeightsHandler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +120,9 @@ def test_a_damaged_download_is_deleted_and_said(server, monkeypatch, gn_ws):
 def test_a_download_that_fails_is_told_by_the_checkpointer(server, monkeypatch):
     entry = Entry(f"{server.url}/none.pth", {"source": "mmdet", "ws": True})
     monkeypatch.setitem(CATALOG, "mine", entry)
-    with pytest.raises(OSError, match=r"cannot download the checkpoint wsbcn://mine: .*404"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot download the checkpoint wsbcn://mine: .*404"
+    ):
         WSBCNCheckpointer(nn.Linear(1, 1)).load("wsbcn://mine")
 
 

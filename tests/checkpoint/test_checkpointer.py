@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d
 from torch import nn
 
 import wsbcn_d2
-from wsbcn_d2.checkpoint import WSBCNCheckpointer
+from wsbcn_d2.checkpoint import CheckpointError, WSBCNCheckpointer
 
 
 def gn_model(ws=False):
@@ -96,7 +96,7 @@ def test_numbered_checkpoints_are_listed_in_order(tmp_path):
 
 def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint a.pth .*{tmp_path}/a.pth"):
+    with pytest.raises(CheckpointError, match=f"no checkpoint a.pth .*{tmp_path}/a.pth"):
         WSBCNCheckpointer(gn_model()).load("a.pth")
 
 
@@ -107,5 +107,5 @@ def test_a_url_that_cannot_be_fetched_says_so(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", refuse)
-    with pytest.raises(OSError, match=r"cannot download .* https://x/y\.pkl: no route"):
+    with pytest.raises(CheckpointError, match=r"cannot download .* https://x/y\.pkl: no route"):
         checkpointer.load("https://x/y.pkl")

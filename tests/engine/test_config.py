@@ -19,7 +19,7 @@ from wsbcn_d2.engine.config import dataset_names, is_lazy
 from wsbcn_d2.engine.options import read_options
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
-TRAIN = argparse.Namespace(eval_only=False)
+TRAIN = argparse.Namespace(eval_only=False, resume=False)
 
 
 @pytest.fixture

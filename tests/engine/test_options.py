@@ -40,6 +40,8 @@ WRONG = {
     "scale_lr.reference_batch_size": [0, 16.0],
     "correct_momentum": ["no way"],
     "exact_resume": [None],
+    "resume.new_hyperparameters": ["lr"],
+    "resume.other_model": [1],
     "bad_data.action": ["ignore", True],
     "bad_data.max_share": [-0.1, 1.1, NAN, "1%"],
     "stop_signals": ["SIGUSR2", ["SIGNONE"], ["SIGKILL"], None],

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         images_per_process: int | None = None,
+        config: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """As detectron2's.
@@ -58,8 +60,10 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         Args:
             images_per_process: images that a process sees at a time in the training to come, to be
                 compared with the pretraining's; None: not compared.
+            config: the run's options by key, saved under ``"config"``; None saves none.
         """
         super().__init__(model, save_dir, **kwargs)
+        self._config = config
         self._path = ""
         self._images_per_process = images_per_process
         self._resumed = ""
@@ -76,6 +80,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         last = self.get_checkpoint_file()
         _check_finite(self.model, last)
         data = {"model": self.model.state_dict(), "norms": describe_norms(self.model)}
+        if self._config is not None:
+            data["config"] = dict(self._config)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         if "://" in self.save_dir:  # no rename there
@@ -213,8 +219,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         processes all must call it.
 
         Raises:
-            CheckpointError: ``resume``, and all checkpoints are damaged: this is no new run.
-            FileNotFoundError, OSError: as `load`.
+            CheckpointError: ``resume``, and all checkpoints are damaged: this is no new run; or as
+                `load`.
         """
         if self.save_to_disk:
             self._remove_leftovers()
@@ -247,9 +253,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         """Load a checkpoint, as detectron2 does, and warn of other norms than the model's.
 
         Raises:
-            FileNotFoundError: no such file.
-            OSError: a URL that cannot be downloaded.
-            CheckpointError: the file is truncated or otherwise damaged.
+            CheckpointError: no such file, a URL that cannot be downloaded, or a file that is
+                truncated or otherwise damaged.
         """
         self._path = path
         local = path.partition("?")[0] if path else ""
@@ -257,12 +262,12 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             try:
                 self.path_manager.get_local_path(local)
             except OSError as error:
-                raise OSError(
+                raise CheckpointError(
                     f"cannot download the checkpoint {path}: {error}; download it elsewhere and "
                     "name the file (train.init_checkpoint=… or MODEL.WEIGHTS …)"
                 ) from error
         elif local and not os.path.isfile(local):
-            raise FileNotFoundError(
+            raise CheckpointError(
                 f"no checkpoint {local} (looked for {os.path.abspath(local)}); name one that is "
                 "there (train.init_checkpoint=… or MODEL.WEIGHTS …), or none to start from scratch"
             )

@@ -25,6 +25,7 @@ from ..norms.sync import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
 from .options import Config, Options, add_engine_config, did_you_mean, read_options
+from .start_check import check_start
 from .targets import check_optimizer, check_targets
 
 __all__ = [
@@ -274,8 +275,8 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
 
     Raises:
         ConfigError: an argument that a call does not take, an option of the wrong type or range, an
-            output folder that cannot be written, datasets that are not registered or not there, a
-            starting checkpoint that is not there, or a batch or groups of norms that the processes
+            output folder that cannot be written, datasets that are not registered or not there,
+            weights that the run cannot start from, or a batch or groups of norms that the processes
             cannot share equally.
     """
     options = read_options(cfg)
@@ -285,11 +286,7 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
     for split in ["test"] if args.eval_only else ["train", "test"]:
         for name in dataset_names(cfg, split):
             _check_dataset(name)
-    weights = options.init_checkpoint
-    path = weights.partition("?")[0]
-    if path and "://" not in path and not os.path.isfile(path):
-        key = "train.init_checkpoint" if is_lazy(cfg) else "MODEL.WEIGHTS"
-        raise ConfigError(f"{key}: no file {weights} (looked for {os.path.abspath(path)})")
+    check_start(cfg, args)
     if not args.eval_only:
         check_optimizer(cfg)
         batch_plan(cfg, world_size)

@@ -80,6 +80,12 @@ class ScaleLR:
 
 
 @dataclass(frozen=True)
+class Resume:
+    new_hyperparameters: _Flag
+    other_model: _Flag
+
+
+@dataclass(frozen=True)
 class BadData:
     action: Annotated[str, _one_of("error", "skip")]
     max_share: _Share
@@ -152,6 +158,7 @@ class Options:
     scale_lr: ScaleLR
     correct_momentum: _Flag
     exact_resume: _Flag
+    resume: Resume
     bad_data: BadData
     stop_signals: Annotated[
         list[str],
@@ -227,6 +234,8 @@ _ADDED_KEYS = {
     "scale_lr.reference_batch_size": "SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE",
     "correct_momentum": "SOLVER.CORRECT_MOMENTUM",
     "exact_resume": "SOLVER.EXACT_RESUME",
+    "resume.new_hyperparameters": "SOLVER.RESUME.NEW_HYPERPARAMETERS",
+    "resume.other_model": "SOLVER.RESUME.OTHER_MODEL",
     "ssn_full_at": "SOLVER.SSN_FULL_AT",
     "batch_average_iters": "SOLVER.BATCH_AVERAGE_ITERS",
     "stop_signals": "SOLVER.STOP_SIGNALS",

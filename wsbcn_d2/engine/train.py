@@ -31,6 +31,7 @@ from .config import (
     resolve_config_file,
     resolve_device,
 )
+from .config_record import config_changes, describe_changes, flatten_config
 from .data_check import check_data
 from .faults import shorten_consequences
 from .full_disk import explaining_full_disk, keep_logging, patient_writers
@@ -40,7 +41,7 @@ from .launch import launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
-from .resume import Progress, RankStates
+from .resume import Hyperparameters, Progress, RankStates
 from .trainer import Trainer
 
 __all__ = ["argument_parser", "evaluate", "main", "run", "train"]
@@ -172,9 +173,11 @@ def train(job: Job, resume: bool) -> Results:
     # The average first: the ranks' own buffers, loaded with the trainer, are its too.
     state = {"trainer": trainer} if ema is None else {"ema": ema.averaged, "trainer": trainer}
     images = plan.images_per_gpu or None
+    config = flatten_config(job.cfg)
     checkpointer = WSBCNCheckpointer(
-        wrapped, options.output_dir, images_per_process=images, **state
+        wrapped, options.output_dir, images_per_process=images, config=config, **state
     )
+    hyperparameters = Hyperparameters(optimizer, scheduler)
     # With a period of 0, at the end only.
     period = options.checkpointer.period if options.checkpointer.period > 0 else options.max_iter
     max_to_keep = options.checkpointer.max_to_keep
@@ -225,9 +228,12 @@ def train(job: Job, resume: bool) -> Results:
         ]
     )
     start_iter = 0
-    checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
+    loaded = checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     if resume and checkpointer.has_checkpoint():
         start_iter = trainer.iter + 1
+        if options.resume.new_hyperparameters:
+            hyperparameters.restore()
+        _log_changes(loaded.get("config"), config, options.resume.new_hyperparameters)
         saver.recent_checkpoints = checkpointer.periodic_checkpoints()
         logger.info("Resuming at iteration %d of %d", start_iter, options.max_iter)
         if options.seed >= 0:
@@ -275,6 +281,18 @@ def train(job: Job, resume: bool) -> Results:
         _finish(job, evaluated, results, checkpointer.get_checkpoint_file())
     comm.synchronize()
     return results
+
+
+def _log_changes(
+    old: dict[str, str] | None, new: dict[str, str], new_hyperparameters: bool
+) -> None:
+    """Say how a resumed run's config differs from the one its checkpoint was written under."""
+    changes = config_changes(old, new) if old is not None else {}
+    if changes:
+        logger.warning(
+            "The config differs from the one that the checkpoint was written under:\n  %s",
+            "\n  ".join(describe_changes(changes, new_hyperparameters)),
+        )
 
 
 def _wrap(job: Job, model: nn.Module) -> nn.Module:
@@ -332,12 +350,6 @@ def evaluate(job: Job, resume: bool) -> Results:
     path = job.options.init_checkpoint
     if resume:
         path = checkpointer.find_loadable() or path
-    if not path:
-        logger.warning(
-            "Evaluating untrained weights: no checkpoint was named (train.init_checkpoint=… or "
-            "MODEL.WEIGHTS …), nor is there one to --resume from in %s",
-            job.options.output_dir,
-        )
     checkpointer.load(path)
     evaluated = model
     if ema is not None:

@@ -1,0 +1,73 @@
+"""What a config said when a checkpoint was written, and how the config of a resumed run differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from omegaconf import DictConfig, ListConfig, ValueNode
+
+__all__ = ["config_changes", "describe_changes", "flatten_config"]
+
+# Their values come with the optimizer's state, unless train.resume.new_hyperparameters is set.
+_OPTIMIZER_KEYS = ("optimizer.", "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV",
+                   "SOLVER.WEIGHT_DECAY", "SOLVER.BIAS_LR_FACTOR")  # fmt: skip
+# How a run is carried out and written down: no difference to what is trained.
+_OF_THE_MACHINE = ("train.output_dir", "OUTPUT_DIR", "train.device", "MODEL.DEVICE", "VERSION",
+                   "train.resume.", "SOLVER.RESUME.")  # fmt: skip
+_LONGEST = 60
+
+
+def flatten_config(cfg: CfgNode | DictConfig) -> dict[str, str]:
+    """A config's leaves as text by key, such as ``{"optimizer.lr": "0.02"}``."""
+    found: dict[str, str] = {}
+    _flatten(cfg, "", found)
+    return found
+
+
+def _flatten(node: Any, key: str, found: dict[str, str]) -> None:
+    children: list[tuple[str, Any]] | None = None
+    if isinstance(node, CfgNode):
+        children = [(f".{name}", value) for name, value in node.items()]
+    elif isinstance(node, DictConfig):
+        # Not by item: a node may be missing, or an interpolation that nothing resolves.
+        children = [("." + str(name), node._get_node(name)) for name in node]
+    elif isinstance(node, ListConfig):
+        children = [(f"[{index}]", node._get_node(index)) for index in range(len(node))]
+    if children:
+        for name, child in children:
+            _flatten(child, f"{key}{name}".lstrip("."), found)
+        return
+    value = node._value() if isinstance(node, ValueNode) else node
+    if callable(value) and hasattr(value, "__qualname__"):
+        value = f"{value.__module__}.{value.__qualname__}"
+    found[key] = value if isinstance(value, str) else repr(value)
+
+
+def config_changes(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Old and new value by key, where they differ; "(none)" where there is none."""
+    keys = [key for key in dict.fromkeys([*old, *new]) if not key.startswith(_OF_THE_MACHINE)]
+    pairs = {key: (old.get(key, "(none)"), new.get(key, "(none)")) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def describe_changes(
+    changes: Mapping[str, tuple[str, str]], new_hyperparameters: bool
+) -> list[str]:
+    """A line for each change: both values, and whether the new one takes effect.
+
+    Args:
+        changes: from `config_changes`.
+        new_hyperparameters: whether the optimizer's are taken from the config.
+    """
+    lines = []
+    for key, (old, new) in changes.items():
+        kept = key.startswith(_OPTIMIZER_KEYS) and not new_hyperparameters
+        effect = "the checkpoint's is used" if kept else "the new one is used"
+        lines.append(f"{key}: {_short(old)} -> {_short(new)} ({effect})")
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
