@@ -125,8 +125,8 @@ test-slow: setup ## run the slow tests
 # Those whose results could depend on the order of additions, and so on the processor.
 test-no-avx: export ATEN_CPU_CAPABILITY = default
 test-no-avx: setup ## run the tests of several processes as on a processor without AVX
-	$(PY) -m pytest $(wildcard tests/norms/test_distributed*.py) tests/engine/test_processes.py \
-	  $(wildcard tests/engine/test_*resume*.py) tests/engine/test_buffers.py \
+	$(PY) -m pytest tests/norms/test_distributed*.py tests/norms/test_sync.py \
+	  tests/engine/test_processes.py tests/engine/test_exact_resume.py tests/engine/test_buffers.py \
 	  tests/engine/test_sync_groups.py tests/engine/test_loss_normalization.py $(ARGS)
 
 test-gpu: setup ## on a machine with a GPU: what no CPU can show, into output/gpu, in 8 minutes
