@@ -40,11 +40,20 @@ def message(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train.ema.decai=0.9"], "train.ema.decai: no such option; did you mean decay?"),
         (["optimizer.lr=-0.1"], "optimizer.lr: the optimizer cannot be built: Invalid learning"),
         (["model._target_=no.such.Class"], "model._target_: cannot find no.such.Class"),
+        (["--eval-only"], "--eval-only needs weights: train.init_checkpoint names none"),
+        (["train.init_checkpoint=wsbcn://resnet50_gnws"], "nearest: resnet50_gn_ws"),
+        (["train.init_checkpoint=page.pth"], "is no checkpoint: it starts with '<html>404</html>'"),
     ],
 )
 def test_a_mistake_ends_with_one_message(
-    capfd: pytest.CaptureFixture[str], arguments: list[str], expected: str
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.pth").write_text("<html>404</html>")
     # Options stand before the overrides.
     flags = arguments if arguments[0].startswith("--") else []
     overrides = [] if flags else arguments
