@@ -46,6 +46,7 @@ class BatchChannelRule:
     num_groups: int
     eps: float
     inner_eps: float = _INNER_EPS
+    fused = "batch_channel"  # its name in `kernels.triton_fused`
 
     def __call__(
         self,
@@ -84,6 +85,19 @@ class EstimatePool(RunningPool):
     ) -> None:
         super().__init__(module)
         self.positions, self.ranks, self.used = positions, ranks, used
+
+    @property
+    def fused(self) -> str | None:
+        apart = self.ranks.size() == 1 and not recomputing() and not may_be_recomputed()
+        return "estimate" if apart else None
+
+    def moves(self) -> bool:
+        """Whether this forward moves the estimates."""
+        return True
+
+    def running_correction(self, samples: int) -> float:
+        """The estimates are biased."""
+        return 1.0
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         if recomputing():

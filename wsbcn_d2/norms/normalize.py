@@ -15,7 +15,7 @@ rule runs again there, under autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,10 +67,16 @@ def normalize(
     with full_precision(x.device.type):
         if _is_small(x) and not (isinstance(pool, BatchPool) and pool.ranks is not None):
             return _compose(x, rule, parameters, pool, reads_rows)
+        fused = kernels.fused_for(x, rule, pool) if reads_rows else None
         if torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in parameters)
         ):
+            if fused is not None:
+                return _Fused.apply(x, fused, rule, pool, *parameters)
             return _Normalize.apply(x, rule, pool, reads_rows, *parameters)
+        if fused is not None:
+            y: Tensor = fused.forward(x, rule, pool, parameters)[0]
+            return y
         return _forward(x, rule, pool, reads_rows, parameters)[0]
 
 
@@ -219,6 +225,36 @@ def _backward(
     if ctx.needs_input_grad[0]:
         dx = kernels.input_gradient(dy, x, mean, scale, dmean, dvar)
     return dx, grads
+
+
+class _Fused(torch.autograd.Function):
+    """`_Normalize` in kernels that have the rule and its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, fused: Any, rule: Rule, pool: Pool | None, *parameters: Tensor
+    ) -> Tensor:
+        y, rows, kept = fused.forward(x, rule, pool, parameters)
+        ctx.save_for_backward(x, rows, kept, *parameters)
+        ctx.fused, ctx.rule, ctx.pool, ctx.reads_rows = fused, rule, pool, True
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, rows, kept, *rest = ctx.saved_tensors
+        parameters = tuple(rest)
+        grads: Sequence[Tensor | None]
+        with full_precision(x.device.type):
+            if torch.is_grad_enabled():  # create_graph=True
+                statistics = [*rows, *kept[: 2 * x.shape[1]].chunk(2)]
+                dx, grads = _differentiable_backward(ctx, x, statistics, parameters, dy)
+            else:
+                dx, found = ctx.fused.backward(dy, x, rows, kept, ctx.rule, ctx.pool, parameters)
+                grads = [
+                    g if g.dtype == p.dtype else g.to(p.dtype)
+                    for g, p in zip(found, parameters, strict=True)
+                ]
+        return dx, None, None, None, *grads
 
 
 class _Known(RunningPool):

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .modes import not_compiled, tracing
+from .modes import not_compiled, recomputing, tracing
 from .running_stats import move_running_statistics
 from .sync import Ranks
 
@@ -52,6 +52,10 @@ class Pool(Protocol):
 
     differentiable: bool
 
+    @property
+    def fused(self) -> str | None:
+        """Which of the pools in `kernels.triton_fused`: "given", "batch" or "estimate"; or none."""
+
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         """``(C,)`` tensors, the first two a mean and a variance, in the type of ``mean``."""
 
@@ -63,6 +67,10 @@ class RunningPool:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    @property
+    def fused(self) -> str | None:
+        return "given"
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         return self.running(mean.dtype)
@@ -143,6 +151,21 @@ class BatchPool:
         if self.unbiased != "none":
             self.correction = (count / (count - 1).clamp(min=1)).to(var.dtype)
         return pooled.to(mean.dtype), second.to(var.dtype), count
+
+    @property
+    def fused(self) -> str | None:
+        plain = self.ranks is None and self.inner == 1.0 and self.unbiased != "both"
+        average = self.module.momentum is None or self.keep_running
+        return "batch" if plain and not average else None
+
+    def moves(self) -> bool:
+        """Whether this forward moves the running statistics."""
+        return not recomputing()
+
+    def running_correction(self, samples: int) -> float:
+        """What the running variance's share of the batch's is multiplied by."""
+        count = samples * self.positions
+        return count / max(count - 1, 1) if self.unbiased == "running" else 1.0
 
     def backward(
         self, mean: Tensor, pooled: Tensor, dpooled: Tensor, dsecond: Tensor

@@ -59,6 +59,11 @@ class SwitchRule:
     unbiased: float = 1.0
     unbiased_layer: float = 1.0
 
+    @property
+    def fused(self) -> str | None:
+        """Its name in `kernels.triton_fused`, which has no unbiased variances."""
+        return "switch" if self.unbiased == self.unbiased_layer == 1.0 else None
+
     def __call__(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         *pooled, weight, bias, mean_control, var_control = rest
         mean_ratios, var_ratios = (

@@ -348,18 +348,25 @@ import inspect, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from wsbcn_d2.norms.kernels import triton_passes, triton_weights
+from wsbcn_d2.norms.kernels import triton_fused, triton_passes, triton_weights
 
 TILE = {"CHANNELS_LAST": False, "ROWS": 16, "BLOCK": 256, "UNIT": 4}
+SN = {"K": 3, "IN": 0, "LN": 1, "BN": 2, "SOFTMAX": True}
 CONSTANTS = {
-    "_moments_kernel": TILE, "_transform_kernel": TILE, "_reduce_kernel": TILE,
+    "_moments_kernel": {"SNAPSHOT": True, **TILE},
+    "_transform_kernel": TILE, "_reduce_kernel": TILE,
     "_input_gradient_kernel": TILE, "_combine_kernel": {"BLOCK": 256},
+    "_pool_kernel": {"POOL": 2, "MOVES": True, "BLOCK": 256},
+    "_write_kernel": {"SWITCH": True, "POOL": 1, "MOVES": True, **SN, **TILE},
+    "_switch_sums_kernel": {**SN, "TILE_N": 4, "TILE_C": 256},
+    "_groups_kernel": {"TILE_N": 32, "WIDTH": 16},
+    "_dx_kernel": {"SWITCH": True, "POOLED": True, **SN, **TILE},
     "_standardize_kernel": {"INSIDE": False, "BLOCK": 1024, "UNIT": 16},
     "_standardize_backward_kernel": {"BLOCK": 1024, "UNIT": 16},
 }
 FLOATS = ("eps", "inner_eps", "rate", "unbias", "slope_factor", "level_factor")
 kernels = {
-    name: f for m in (triton_passes, triton_weights) for name, f in vars(m).items()
+    name: f for m in (triton_passes, triton_weights, triton_fused) for name, f in vars(m).items()
     if name.endswith("_kernel") and isinstance(f, triton.JITFunction)
 }
 assert set(kernels) == set(CONSTANTS), set(kernels) ^ set(CONSTANTS)
@@ -377,7 +384,7 @@ for name, kernel in kernels.items():
             signature[parameter.name] = "*i64" if parameter.name == "tracked" else "*fp32"
     # Pointers are few and known; whatever else would be compiled for its value is a mistake.
     pointers = {n for n, kind in signature.items() if kind.startswith("*")}
-    assert not pointers & set("row_count channels length splits chunk samples groups".split())
+    assert not pointers & set("row_count channels length splits chunk samples width".split())
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v
                                            for k, v in constants.items()}, {})
     for capability in map(int, sys.argv[1:]):
@@ -395,7 +402,7 @@ def compile_for(*capabilities: str) -> None:
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 7
+    assert int(done.stdout) == 12
 
 
 def test_every_kernel_compiles_for_a_gpu_that_is_not_there(

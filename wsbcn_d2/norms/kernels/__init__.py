@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from . import cpu, reference
 
 __all__ = [
     "accumulation_dtype",
+    "fused_for",
     "input_gradient",
     "moments",
     "reduce_gradient",
@@ -67,6 +69,18 @@ def triton_weights_for(weight: Tensor) -> ModuleType | None:
     from . import triton_weights
 
     return triton_weights if triton_weights.supports(weight) else None
+
+
+def fused_for(x: Tensor, rule: Any, pool: Any) -> ModuleType | None:
+    """`triton_fused` if it has the rule and the pool of a forward, and Triton takes ``x``."""
+    if getattr(rule, "fused", None) is None or not (pool is None or pool.fused):
+        return None
+    triton = triton_for(x.device)
+    if triton is None or not triton.supports(x):
+        return None
+    from . import triton_fused
+
+    return triton_fused
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from .tiling import SIZES, dense, like, on_device, place, tile
 
-__all__ = ["input_gradient", "moments", "reduce_gradient", "supports", "transform"]
+__all__ = [
+    "input_gradient",
+    "launch_moments",
+    "launch_reduce",
+    "moments",
+    "reduce_gradient",
+    "supports",
+    "transform",
+]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,8 +41,8 @@ def supports(x: Tensor) -> bool:
 
 @triton.jit(do_not_specialize=SIZES)
 def _moments_kernel(
-    x, mean_out, var_out, row_count,
-    channels, length, channel_blocks, chunk_blocks,
+    x, mean_out, var_out, row_count, running_mean, running_var, before,
+    channels, length, channel_blocks, chunk_blocks, SNAPSHOT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     rows, row_mask, base, tile, step, start, end, length = place(
@@ -63,6 +71,13 @@ def _moments_kernel(
     out = tl.program_id(1) * row_count + rows
     tl.store(mean_out + out, row_mean, mask=row_mask)
     tl.store(var_out + out, row_var, mask=row_mask)
+    if SNAPSHOT:  # noqa: SIM102 - known when compiling, the inner one is not
+        if (tl.program_id(0) < channel_blocks) & (tl.program_id(1) == 0):
+            all_channels = channels * UNIT if CHANNELS_LAST else channels
+            old = tl.load(running_mean + rows, mask=row_mask, other=0.0).to(tl.float32)
+            tl.store(before + rows, old, mask=row_mask)
+            old = tl.load(running_var + rows, mask=row_mask, other=0.0).to(tl.float32)
+            tl.store(before + all_channels + rows, old, mask=row_mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -88,20 +103,37 @@ def _combine_kernel(
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.moments`."""
-    x = dense(x)
+    both = launch_moments(dense(x))
+    return both[0], both[1]
+
+
+def launch_moments(
+    x: Tensor, before: Tensor | None = None, running: tuple[Tensor, ...] = ()
+) -> Tensor:
+    """Mean and variance of the rows of a dense ``x``, ``(2, N, C)``.
+
+    Args:
+        before: ``(2, C)``, filled with the running mean and variance, which a later kernel moves.
+        running: those two.
+    """
     tiling = tile(x, reduces=True)
     rows, splits = x.shape[0] * x.shape[1], tiling.grid[1]
     result = x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
     parts = result if splits == 1 else x.new_empty((2, splits, rows), dtype=torch.float32)
     with on_device(x.device):
-        _moments_kernel[tiling.grid](x, parts[0], parts[1], rows, *tiling.sizes, **tiling.options)
+        # Pointers that the kernel does not follow, without a snapshot.
+        snapshot = (x, x, x) if before is None else (running[0], running[1], before)
+        _moments_kernel[tiling.grid](
+            x, parts[0], parts[1], rows, *snapshot, *tiling.sizes, SNAPSHOT=before is not None,
+            **tiling.options,
+        )  # fmt: skip
         if splits > 1:
             chunk = tiling.sizes[3] * tiling.options["BLOCK"]
             _combine_kernel[(triton.cdiv(rows, 256),)](
                 parts[0], parts[1], result[0], result[1], rows, x.numel() // rows, chunk, splits,
                 BLOCK=256, num_warps=4,
             )  # fmt: skip
-    return result[0], result[1]
+    return result
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -167,7 +199,13 @@ def _reduce_kernel(
 def reduce_gradient(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.reduce_gradient`."""
     x = dense(x)
-    dy = like(dy, x)
+    parts, splits = launch_reduce(like(dy, x), x, mean)
+    sums = parts[:, 0] if splits == 1 else parts.sum(1)
+    return sums[0], sums[1]
+
+
+def launch_reduce(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, int]:
+    """`reduce_gradient` of dense tensors in parts ``(2, S, N, C)`` that add up, and S."""
     tiling = tile(x, reduces=True)
     rows, splits = x.shape[0] * x.shape[1], tiling.grid[1]
     parts = x.new_empty((2, splits, *x.shape[:2]), dtype=torch.float32)
@@ -176,8 +214,7 @@ def reduce_gradient(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor
         _reduce_kernel[tiling.grid](
             dy, x, mean, parts[0], parts[1], rows, *tiling.sizes, **tiling.options
         )
-    sums = parts[:, 0] if splits == 1 else parts.sum(1)
-    return sums[0], sums[1]
+    return parts, splits
 
 
 @triton.jit(do_not_specialize=SIZES)
