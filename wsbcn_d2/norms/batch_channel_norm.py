@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .modes import may_be_recomputed, recomputing
@@ -47,6 +48,27 @@ class BatchChannelRule:
     eps: float
     inner_eps: float = _INNER_EPS
     fused = "batch_channel"  # its name in `kernels.triton_fused`
+
+    def apply(
+        self,
+        x: Tensor,
+        center: Tensor,
+        center_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        inner_weight: Tensor,
+        inner_bias: Tensor,
+    ) -> Tensor:
+        """BCN in torch's operators: batch normalization by given statistics, then groups."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        if center.requires_grad:
+            slope = inner_weight * (center_var + self.inner_eps).rsqrt()
+            z = torch.addcmul(inner_bias.view(shape), x - center.view(shape), slope.view(shape))
+        else:
+            z = F.batch_norm(x, center, center_var, inner_weight, inner_bias, eps=self.inner_eps)
+        width = x.shape[1] // self.num_groups
+        weight, bias = (t.repeat_interleave(width) for t in (weight, bias))
+        return F.group_norm(z, self.num_groups, weight, bias, self.eps)
 
     def __call__(
         self,

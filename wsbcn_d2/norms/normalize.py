@@ -46,7 +46,8 @@ def normalize(
     Args:
         x: ``(N, C, *)``, any floating type, contiguous or channels_last; may be empty.
         rule: a pure function of float32 tensors (float64 if ``x`` is), differentiable. It may run
-            again in the backward pass.
+            again in the backward pass. If it has ``apply(x, *pooled, *parameters)``, that is the
+            norm in torch's own layers, taken where plain operators are.
         parameters: tensors that gradients are wanted for. They reach the rule in its type.
         pool: gives ``pooled``; called once in a forward. None: the rule needs none.
         reads_rows: False where the rule needs running statistics only: the pool is then a
@@ -95,20 +96,28 @@ def _compose(
     maps so small that nothing else is faster."""
     dtype = kernels.accumulation_dtype(x)
     wide, dims = x if x.dtype == dtype else x.to(dtype), tuple(range(2, x.dim()))
-    # Indexed, not reshaped: a shape would carry the example's N into the graph of an exporter.
-    spread = (...,) + (None,) * len(dims)
-    parameters = tuple(p if p.dtype == dtype else p.to(dtype) for p in parameters)
-    if not reads_rows:
-        assert isinstance(pool, RunningPool)
-        pooled = pool.running(dtype)
-        scale, offset = rule(None, None, *pooled, *parameters)
-        mean = pooled[0]
-    else:
+    parameters = tuple(_as(dtype, parameters))
+    if reads_rows:
         mean, var = _row_moments(wide, dims)
         pooled = () if pool is None else pool(mean, var)
-        scale, offset = rule(mean, var, *pooled, *parameters)
-    y = torch.addcmul(offset[spread], wide - mean[spread], scale[spread])
+    else:
+        assert isinstance(pool, RunningPool)
+        pooled = pool.running(dtype)
+    if hasattr(rule, "apply"):
+        y: Tensor = rule.apply(wide, *pooled, *parameters)
+    else:
+        of_rows = (mean, var) if reads_rows else (None, None)
+        scale, offset = rule(*of_rows, *pooled, *parameters)
+        center = mean if reads_rows else pooled[0]
+        center, scale, offset = (_spread(t, dims) for t in (center, scale, offset))
+        y = torch.addcmul(offset, wide - center, scale)
     return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _spread(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if tracing():  # a shape would carry the example's N into the graph of an exporter
+        return rows[(..., *(None for _ in dims))]
+    return rows.view(rows.shape + (1,) * len(dims))
 
 
 def _row_moments(wide: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -113,6 +113,7 @@ class SwitchNorm(BatchAveraged, nn.Module):
 
     input_dims: tuple[int, ...]
     _softmax = True
+    _warned = False
     _version = 2  # torch's norms: 2 brought num_batches_tracked
 
     num_features: int
@@ -239,9 +240,10 @@ class SwitchNorm(BatchAveraged, nn.Module):
             )
 
     def _warn_about_single_images(self, x: Tensor) -> None:
-        if x.shape[0] != 1 or x.dim() == 2 or "bn" not in self.statistics:
+        if x.shape[0] != 1 or x.dim() == 2 or "bn" not in self.statistics or self._warned:
             return
         if not torch.compiler.is_compiling():  # a warning would split the graph at each norm
+            self._warned = True
             warnings.warn(
                 f"{type(self).__name__} with a 'bn' statistic trains on one sample: its batch "
                 "statistics are instance statistics in training but running ones in evaluation, "

@@ -6,6 +6,7 @@ arXiv:1903.10520, eqs. 3-5. Authors' code: https://github.com/joe-siyuan-qiao/We
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ __all__ = [
 ]
 
 _EPS_MODES = ("outside", "inside")
+
+# Weights up to this many elements are standardized in plain operators.
+_SMALL = 65536
+_TINY = 1e-30
 
 # Fused optimizers do not move the version counters of the parameters that they write.
 _optimizer_steps = 0
@@ -128,6 +133,11 @@ class _Standardize(torch.autograd.Function):
         if kernels := triton_weights_for(weight):
             dweight = kernels.standardize_backward(grad, standardized, denominator, root)
             return dweight, None, None, None
+        if _is_small(weight):
+            g, hat = grad.flatten(1), standardized.flatten(1)
+            along = (g * hat).sum(1, keepdim=True).div_(root).mul_(1 / (1 - hat.shape[1]))
+            dweight = (g - g.mean(1, keepdim=True)).div_(denominator).addcmul_(hat, along)
+            return dweight.view_as(weight), None, None, None
         # d std = sum(centred * d centred) / ((K - 1) * root), and hat sums to zero.
         dy, hat = _rows(grad), _rows(standardized)
         count, zero = hat.shape[2], torch.zeros_like(root)
@@ -140,12 +150,37 @@ class _Standardize(torch.autograd.Function):
 def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
     if kernels := triton_weights_for(weight):
         return kernels.standardize(weight.detach(), eps, eps_mode == "inside")
+    if _is_small(weight):
+        flat = weight.detach().flatten(1)
+        var, mean = torch.var_mean(flat, 1, keepdim=True)
+        if eps_mode == "inside":
+            divisor = root = var.add_(eps).sqrt_()
+        else:  # a constant filter is zero, and passes no gradient through its root
+            root = var.sqrt_()
+            divisor = root + eps
+            root.clamp_(min=_TINY)
+        return (flat - mean).div_(divisor).view(weight.shape), divisor, root
     rows = _rows(weight.detach())
     mean, var = moments(rows)
     count = rows.shape[2]
     divisor, root = _divisor(var * (count / (count - 1)), eps, eps_mode)
     standardized = transform(rows, mean, 1 / divisor, torch.zeros_like(mean))
     return standardized.view(weight.shape), divisor, root
+
+
+def _no_grad() -> AbstractContextManager[Any]:
+    """Without gradients, and not in inference mode either: what that makes, a later forward could
+    not save for backward."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad()
+
+
+def _is_small(weight: Tensor) -> bool:
+    """Whether plain operators take less time than the passes, which are for large weights."""
+    return (
+        weight.numel() <= _SMALL
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+    )
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -178,12 +213,7 @@ class WSConvMixin:
         cache = self.__dict__.get("_standardized")
         if cache is None or cache[0] != key:
             self.__dict__["_standardized"] = None  # free the old one first
-            # Not in inference mode: what it makes, a later forward could not save for backward.
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                full_precision(weight.device.type),
-            ):
+            with _no_grad(), full_precision(weight.device.type):
                 # The weight is kept so that no other can come to lie at its address.
                 cache = (key, _standardize(weight, self.eps, self.eps_mode), weight.detach())
             self.__dict__["_standardized"] = cache
