@@ -53,5 +53,5 @@ def test_the_table_has_a_line_for_each_pass(
 
 
 def test_a_checkout_that_is_none_is_named(tool: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no file .*__init__.py"):
+    with pytest.raises(SystemExit, match="no file"):
         tool.main(["--before", str(tmp_path)])

@@ -42,11 +42,17 @@ class BatchChannelRule:
     """BCN's rule; see `normalize`. It takes a pool's mean and variance of channels.
 
     Its parameters are the groups' weight, bias ``(num_groups,)`` and the channels' ``(C,)``.
+
+    Attributes:
+        num_groups: G.
+        eps, inner_eps: of the channel and of the inner normalization.
+        from_batch: whether the pooled statistics have a gradient.
     """
 
     num_groups: int
     eps: float
     inner_eps: float = _INNER_EPS
+    from_batch: bool = False
     fused = "batch_channel"  # its name in `kernels.triton_fused`
 
     def apply(
@@ -61,14 +67,15 @@ class BatchChannelRule:
     ) -> Tensor:
         """BCN in torch's operators: batch normalization by given statistics, then groups."""
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        if center.requires_grad:
+        if self.from_batch:  # torch's batch norm has no gradient for given statistics
             slope = inner_weight * (center_var + self.inner_eps).rsqrt()
             z = torch.addcmul(inner_bias.view(shape), x - center.view(shape), slope.view(shape))
         else:
             z = F.batch_norm(x, center, center_var, inner_weight, inner_bias, eps=self.inner_eps)
         width = x.shape[1] // self.num_groups
         weight, bias = (t.repeat_interleave(width) for t in (weight, bias))
-        return F.group_norm(z, self.num_groups, weight, bias, self.eps)
+        # Not F.group_norm, which refuses a group of one number.
+        return torch.group_norm(z, self.num_groups, weight, bias, self.eps)
 
     def __call__(
         self,
@@ -254,14 +261,15 @@ class BatchChannelNorm(PoolsOverRanks, BatchAveraged, nn.GroupNorm):
                 f"{type(self).__name__} was made for num_features={self.num_features} channels, "
                 f"got {input.shape[1]} (shape {tuple(input.shape)})"
             )
+        pool = self._pool(input)
         return normalize(
             input,
-            BatchChannelRule(self.num_groups, self.eps),
+            BatchChannelRule(self.num_groups, self.eps, from_batch=pool.differentiable),
             self.weight,
             self.bias,
             self.bn.weight,
             self.bn.bias,
-            pool=self._pool(input),
+            pool=pool,
         )
 
     def _pool(self, x: Tensor) -> Pool:
