@@ -32,6 +32,9 @@ CHANNELS = 64
 class PlainSN(nn.Module):
     """SN from its formula, every statistic from the input."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(
         self, statistics: Sequence[str] = ("in", "ln", "bn"), sparse: bool = False
     ) -> None:
@@ -45,8 +48,7 @@ class PlainSN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p, q = (self._ratios(w) for w in (self.mean_weight, self.var_weight))
-        mean: Tensor | float = 0.0
-        var: Tensor | float = 0.0
+        mean = var = x.new_zeros(())
         for k, name in enumerate(self.statistics):
             if name == "bn" and not self.training:
                 m, v = self.running_mean.view(1, -1, 1, 1), self.running_var.view(1, -1, 1, 1)
@@ -72,7 +74,10 @@ class PlainSN(nn.Module):
 
 
 class PlainBCN(nn.Module):
-    """Micro-batch BCN from its formula: moved estimates, then torch's group norm."""
+    """Micro-batch BCN from its formula: moved estimates, then groups."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self) -> None:
         super().__init__()
