@@ -351,18 +351,35 @@ from triton.compiler import ASTSource
 from wsbcn_d2.norms.kernels import triton_fused, triton_passes, triton_weights
 
 TILE = {"CHANNELS_LAST": False, "ROWS": 16, "BLOCK": 256, "UNIT": 4}
+LAST = {"CHANNELS_LAST": True, "ROWS": 64, "BLOCK": 64, "UNIT": 16}
 SN = {"K": 3, "IN": 0, "LN": 1, "BN": 2, "SOFTMAX": True}
+SN_IN_LN = {"K": 2, "IN": 0, "LN": 1, "BN": -1, "SOFTMAX": True}
+SSN = {**SN, "SOFTMAX": False}
+BCN = {"K": 1, "IN": -1, "LN": -1, "BN": -1, "SOFTMAX": False}
+# What each kernel is compiled for; a form that is not here may fail on its first GPU.
 CONSTANTS = {
-    "_moments_kernel": {"SNAPSHOT": True, **TILE},
-    "_transform_kernel": TILE, "_reduce_kernel": TILE,
-    "_input_gradient_kernel": TILE, "_combine_kernel": {"BLOCK": 256},
-    "_pool_kernel": {"POOL": 2, "MOVES": True, "BLOCK": 256},
-    "_write_kernel": {"SWITCH": True, "POOL": 1, "MOVES": True, **SN, **TILE},
-    "_switch_sums_kernel": {**SN, "TILE_N": 4, "TILE_C": 256},
-    "_groups_kernel": {"TILE_N": 32, "WIDTH": 16},
-    "_dx_kernel": {"SWITCH": True, "POOLED": True, **SN, **TILE},
-    "_standardize_kernel": {"INSIDE": False, "BLOCK": 1024, "UNIT": 16},
-    "_standardize_backward_kernel": {"BLOCK": 1024, "UNIT": 16},
+    "_moments_kernel": [{"SNAPSHOT": True, **TILE}, {"SNAPSHOT": False, **LAST}],
+    "_transform_kernel": [TILE], "_reduce_kernel": [TILE],
+    "_input_gradient_kernel": [TILE], "_combine_kernel": [{"BLOCK": 256}],
+    "_pool_kernel": [{"POOL": p, "MOVES": True, "BLOCK": 256} for p in (1, 2)],
+    "_write_kernel": [
+        {"SWITCH": form is not BCN, "POOL": p, "MOVES": p > 0, **form, **tile}
+        for form, p, tile in (
+            (SN, 1, TILE), (SN, 0, LAST), (SN_IN_LN, 0, TILE), (SSN, 1, TILE),
+            (BCN, 0, TILE), (BCN, 1, TILE), (BCN, 2, LAST),
+        )
+    ],
+    "_switch_sums_kernel": [{**form, "TILE_N": 4, "TILE_C": 256} for form in (SN, SN_IN_LN, SSN)],
+    "_groups_kernel": [{"TILE_N": 32, "WIDTH": 16}],
+    "_dx_kernel": [
+        {"SWITCH": form is not BCN, "POOLED": p, **form, **tile}
+        for form, p, tile in (
+            (SN, True, TILE), (SN_IN_LN, False, LAST), (SSN, True, LAST),
+            (BCN, True, TILE), (BCN, False, LAST),
+        )
+    ],
+    "_standardize_kernel": [{"INSIDE": i, "BLOCK": 1024, "UNIT": 16} for i in (True, False)],
+    "_standardize_backward_kernel": [{"BLOCK": 1024, "UNIT": 16}],
 }
 FLOATS = ("eps", "inner_eps", "rate", "unbias", "slope_factor", "level_factor")
 kernels = {
@@ -370,8 +387,9 @@ kernels = {
     if name.endswith("_kernel") and isinstance(f, triton.JITFunction)
 }
 assert set(kernels) == set(CONSTANTS), set(kernels) ^ set(CONSTANTS)
-for name, kernel in kernels.items():
-    constants = CONSTANTS[name]
+forms = [(name, constants) for name in kernels for constants in CONSTANTS[name]]
+for name, constants in forms:
+    kernel = kernels[name]
     signature = {}
     for parameter in kernel.params:
         if parameter.is_constexpr:

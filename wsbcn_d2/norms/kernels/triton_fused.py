@@ -207,7 +207,10 @@ def _write_kernel(
         slope = gain * (1.0 / tl.sqrt_rn(mixed_var + eps))
         level += (own_mean - mixed_mean) * slope
     else:
-        z, inner_slope, _ = _z(own_mean, center, center_var, third, fourth, inner_eps, c, row_mask)
+        # A name keeps its type through a loop: none from before is used again in one.
+        z, inner_slope, _rstd = _z(
+            own_mean, center, center_var, third, fourth, inner_eps, c, row_mask
+        )
         group = c // width
         first = (group * width)[:, None]
         members = tl.arange(0, _MEMBERS)[None, :]
@@ -510,11 +513,11 @@ def _dx_kernel(
         center_var = tl.load(kept + channels + c, mask=row_mask, other=0.0)
         z, slope, _ = _z(own_mean, center, center_var, third, fourth, inner_eps, c, row_mask)
         groups = channels // width
-        there = of_groups + n * groups + c // width
-        away = z - tl.load(there, mask=row_mask, other=0.0)
-        scale = slope * tl.load(there + samples * groups, mask=row_mask, other=0.0)
-        dgroup_mean = tl.load(there + 2 * samples * groups, mask=row_mask, other=0.0)
-        dgroup_var = tl.load(there + 3 * samples * groups, mask=row_mask, other=0.0)
+        found = of_groups + n * groups + c // width
+        away = z - tl.load(found, mask=row_mask, other=0.0)
+        scale = slope * tl.load(found + samples * groups, mask=row_mask, other=0.0)
+        dgroup_mean = tl.load(found + 2 * samples * groups, mask=row_mask, other=0.0)
+        dgroup_var = tl.load(found + 3 * samples * groups, mask=row_mask, other=0.0)
         dmean = (dgroup_mean + 2 * dgroup_var * away) * slope
         dvar = slope * slope * dgroup_var
     if POOLED:
