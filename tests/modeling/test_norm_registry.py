@@ -30,6 +30,7 @@ OURS = {
     "BatchBCN": norms.BatchChannelNorm2d,
     "SyncBCN": norms.BatchChannelNorm2d,
     "IN": InstanceNorm2d,
+    "BRN": norms.BatchRenorm2d,
 }
 
 

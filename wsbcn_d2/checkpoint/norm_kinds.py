@@ -19,6 +19,7 @@ _KINDS = (
     ("SyncSwitchNorm", "SyncSN"),
     ("SwitchNorm", "SN"),
     ("BatchChannelNorm", "BCN"),
+    ("BatchRenorm", "BRN"),
     ("NaiveSyncBatchNorm", "SyncBN"),
     ("SyncBatchNorm", "SyncBN"),
     ("FrozenBatchNorm", "FrozenBN"),
@@ -32,7 +33,7 @@ _BCN = {"estimate": "BCN", "batch": "BatchBCN", "sync": "SyncBCN"}
 _AFFINE = "GN, LN or IN"
 # Kinds that share their parameters and, in evaluation, their arithmetic.
 _FAMILIES = (
-    {"BN", "SyncBN", "FrozenBN"},
+    {"BN", "SyncBN", "FrozenBN", "BRN"},
     {"SN", "SyncSN"},
     {"BCN", "BatchBCN", "SyncBCN"},
     {"GN", _AFFINE},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..norms import (
     BatchChannelNorm2d,
+    BatchRenorm2d,
     SparseSwitchNorm2d,
     SwitchNorm2d,
     SyncSwitchNorm2d,
@@ -47,6 +48,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BatchBCN": partial(BatchChannelNorm2d, statistics="batch"),
     "SyncBCN": partial(BatchChannelNorm2d, statistics="sync"),
     "IN": InstanceNorm2d,
+    "BRN": BatchRenorm2d,
 }
 # The keys of the dictionary inside detectron2's get_norm, which shows them to nobody.
 _STOCK = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -62,9 +64,9 @@ def register_norms() -> None:
     """Make this package's norms choices in detectron2, by name, wherever it takes a norm.
 
     After it ``get_norm`` knows "SN", "SyncSN", "SN_IN_LN" (no batch statistic), "SSN", "BCN"
-    (estimates), "BatchBCN", "SyncBCN" and "IN" besides the stock names, and lists them all when
-    given a name that it does not know. Calling it again changes nothing; `unregister_norms` undoes
-    it.
+    (estimates), "BatchBCN", "SyncBCN", "IN" and "BRN" besides the stock names, and lists them all
+    when given a name that it does not know. Calling it again changes nothing; `unregister_norms`
+    undoes it.
     """
     get_norm = batch_norm.get_norm
     if hasattr(get_norm, _STOCK_ATTRIBUTE):

@@ -1,4 +1,4 @@
-"""Normalization for micro-batch training: WS convolutions, BCN, SN, SyncSN and SSN. torch only."""
+"""Normalization for micro-batch training: WS, BCN, SN, SyncSN, SSN and BRN. torch only."""
 
 from .batch_channel_norm import (
     BatchChannelNorm,
@@ -6,6 +6,7 @@ from .batch_channel_norm import (
     BatchChannelNorm2d,
     BatchChannelNorm3d,
 )
+from .batch_renorm import BatchRenorm2d
 from .normalize import normalize
 from .running_stats import update_batch_average
 from .sparse_switchable_norm import (
@@ -33,6 +34,7 @@ __all__ = [
     "BatchChannelNorm1d",
     "BatchChannelNorm2d",
     "BatchChannelNorm3d",
+    "BatchRenorm2d",
     "SparseSwitchNorm",
     "SparseSwitchNorm1d",
     "SparseSwitchNorm2d",
