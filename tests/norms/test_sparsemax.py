@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from tests.norms.oracles import tensors
 from wsbcn_d2.norms import sparsemax, sparsestmax
-from wsbcn_d2.norms.sparsemax import circumradius
+from wsbcn_d2.norms.sparsemax import circumradius, sparsestmax_jacobian
 
 R3 = math.sqrt(2 / 3)
 
@@ -202,3 +202,14 @@ def test_not_a_number_stays_one() -> None:
 def test_a_radius_below_zero_is_refused(radius: float) -> None:
     with pytest.raises(ValueError, match=r"radius \(.*\) must be a number >= 0"):
         sparsestmax(torch.zeros(3), radius)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.2, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("choices", [1, 2, 3, 4])
+def test_the_jacobian_is_that_of_autograd(choices: int, radius: float) -> None:
+    (z,) = tensors(20, (40, choices))
+    z.requires_grad_()
+    at = torch.tensor(radius, dtype=torch.float64)
+    p = sparsestmax(z, at)
+    rows = [torch.autograd.grad(p[:, k].sum(), z, retain_graph=True)[0] for k in range(choices)]
+    assert_close(sparsestmax_jacobian(z.detach(), p.detach(), at), torch.stack(rows, 1))

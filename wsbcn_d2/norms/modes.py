@@ -1,4 +1,4 @@
-"""What a forward runs under: a tracer, the recomputation of a checkpoint, autocast."""
+"""What a forward runs under: a tracer, a recomputation, autocast, how many optimizer steps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from typing import Any
 
 import torch
 from torch._compile import _disable_dynamo
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["full_precision", "may_be_recomputed", "not_compiled", "recomputing", "tracing"]
+__all__ = [
+    "full_precision",
+    "may_be_recomputed",
+    "not_compiled",
+    "optimizer_steps",
+    "recomputing",
+    "tracing",
+    "without_grad",
+]
 
 # torch.compiler.disable, but without importing the compiler here, which takes more than a second.
 not_compiled = _disable_dynamo
@@ -41,9 +50,32 @@ def may_be_recomputed() -> bool:
     return not torch.is_grad_enabled() or top_hooks(False) is not None
 
 
+def without_grad() -> AbstractContextManager[Any]:
+    """Without gradients, for what is kept: out of inference mode too, as what that makes, a later
+    forward could not save for backward."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad()
+
+
 def full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast switched off, where it is on."""
     # Entering a context costs as much as several operators on a small map.
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def optimizer_steps() -> int:
+    """How often any optimizer has stepped. Fused ones do not move the version counters of the
+    parameters that they write."""
+    return _optimizer_steps

@@ -7,13 +7,13 @@ Switchable Normalization via SparsestMax", arXiv:1903.03793.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .modes import recomputing, tracing
-from .sparsemax import circumradius, sparsestmax
+from .modes import optimizer_steps, recomputing, tracing, without_grad
+from .sparsemax import circumradius, sparsestmax, sparsestmax_jacobian
 from .switchable_norm import STATISTICS, SwitchNorm
 
 __all__ = [
@@ -56,6 +56,7 @@ class SparseSwitchNorm(SwitchNorm):
         self.register_buffer("mean_fixed", decided)
         self.register_buffer("var_fixed", decided.clone())
         self._used_cache: tuple[Any, tuple[str, ...]] | None = None
+        self._cache: _Cache | None = None
         self.set_radius(radius)
 
     def set_radius(self, radius: float) -> None:
@@ -79,19 +80,45 @@ class SparseSwitchNorm(SwitchNorm):
             self.var_fixed.fill_(_UNDECIDED)
 
     def ratios(self) -> tuple[Tensor, Tensor]:
-        return self._ratios(fix=False)
+        return self._ratios(self._stacked(), fix=False).unbind(0)  # type: ignore[return-value]
+
+    def _stacked(self) -> Tensor:
+        controls = torch.stack([self.mean_weight, self.var_weight])
+        return controls if controls.dtype == torch.float64 else controls.float()
 
     def _controls(self, training: bool) -> tuple[Tensor, Tensor]:
-        return self._ratios(fix=training and not recomputing())
+        """The ratios, computed once per change of what they come from."""
+        fix = training and not recomputing()
+        state = (self.mean_weight, self.var_weight, self.radius, self.mean_fixed, self.var_fixed)
+        # Tensors of the meta device and of inference mode do not tell.
+        if tracing() or any(t.is_meta or t.is_inference() for t in state):
+            return self._ratios(self._stacked(), fix).unbind(0)  # type: ignore[return-value]
+        if self._cache is None or self._cache.key != _key(state) or fix > self._cache.fixed:
+            with without_grad(), torch.no_grad():
+                controls = self._stacked()
+                ratios = self._ratios(controls, fix)
+                slopes = sparsestmax_jacobian(controls, ratios, self._radius())
+                decided = torch.stack([self.mean_fixed, self.var_fixed]).view(ratios.shape[:-1])
+                slopes.masked_fill_((decided >= 0)[..., None, None], 0)
+            self._cache = _Cache(_key(state), fix, ratios, slopes, [t.detach() for t in state])
+        if torch.is_grad_enabled():
+            # apply() is not annotated
+            both: tuple[Tensor, Tensor] = _Ratios.apply(
+                self.mean_weight, self.var_weight, self, self._cache
+            )
+            return both
+        return self._cache.ratios[0], self._cache.ratios[1]
 
-    def _ratios(self, fix: bool) -> tuple[Tensor, Tensor]:
-        """The ratios; with ``fix`` those that are one-hot now become fixed first."""
-        controls = torch.stack([self.mean_weight, self.var_weight])
-        fixed = torch.stack([self.mean_fixed, self.var_fixed]).reshape(controls.shape[:-1])
+    def _radius(self) -> Tensor:
         # The buffer's type may round the limit down (float16 does so by 1e-4), and the last ratio
         # would stay just short of one-hot.
         last = circumradius(len(self.statistics)) - torch.finfo(self.radius.dtype).eps
-        free = sparsestmax(controls, torch.where(self.radius >= last, 1.0, self.radius))
+        return torch.where(self.radius >= last, 1.0, self.radius)
+
+    def _ratios(self, controls: Tensor, fix: bool) -> Tensor:
+        """Those of ``(2, K)`` or ``(2, G, K)`` controls; with ``fix`` one-hot ones become fixed."""
+        fixed = torch.stack([self.mean_fixed, self.var_fixed]).reshape(controls.shape[:-1])
+        free = sparsestmax(controls, self._radius())
         if fix:
             with torch.no_grad():
                 # In float32: float64 tells a last bit from one-hot.
@@ -101,8 +128,7 @@ class SparseSwitchNorm(SwitchNorm):
                 self.var_fixed.copy_(fixed[1].reshape(-1))
         chosen = torch.arange(controls.shape[-1], device=controls.device)
         one_hot = (fixed.unsqueeze(-1) == chosen).to(free.dtype)
-        ratios = torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free)
-        return ratios[0], ratios[1]
+        return torch.where(fixed.unsqueeze(-1) >= 0, one_hot, free)
 
     def used_statistics(self) -> tuple[str, ...]:
         """Only what a fixed or one-hot ratio selects. Looked up once per change of the buffers."""
@@ -110,7 +136,7 @@ class SparseSwitchNorm(SwitchNorm):
         # Tensors of the meta device and of inference mode do not tell.
         if tracing() or any(t.is_meta or t.is_inference() for t in buffers):
             return self.statistics
-        key = tuple((t.data_ptr(), t._version) for t in buffers)
+        key = _key(buffers)
         if self._used_cache is None or self._used_cache[0] != key:
             choices = torch.cat(buffers).unique().tolist()
             used = self.statistics
@@ -119,9 +145,57 @@ class SparseSwitchNorm(SwitchNorm):
             self._used_cache = (key, used)
         return self._used_cache[1]
 
+    def train(self, mode: bool = True) -> Any:
+        self._cache = None  # a write through ``.data`` is invisible; this is how to announce it
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's tensors are others, and may come to lie where these did.
+        return {**self.__dict__, "_cache": None, "_used_cache": None}
+
     def extra_repr(self) -> str:
         radius = "?" if self.radius.is_meta else f"{float(self.radius):.4g}"
         return f"{super().extra_repr()}, radius={radius}"
+
+
+class _Cache(NamedTuple):
+    key: Any
+    fixed: bool  # whether one-hot ratios were fixed
+    ratios: Tensor
+    slopes: Tensor
+    source: list[Tensor]  # kept so that no other tensor comes to lie at its address
+
+
+def _key(tensors: Sequence[Tensor]) -> Any:
+    return (optimizer_steps(), *((t.data_ptr(), t._version, t.dtype) for t in tensors))
+
+
+class _Ratios(torch.autograd.Function):
+    """Cached ratios and their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean_weight: Tensor, var_weight: Tensor, layer: SparseSwitchNorm, cache: _Cache
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mean_weight, var_weight, cache.slopes)
+        ctx.layer = layer
+        return cache.ratios[0].detach(), cache.ratios[1].detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mean_weight, var_weight, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            leaves = [mean_weight, var_weight]
+            controls = torch.stack(leaves)
+            controls = controls if controls.dtype == torch.float64 else controls.float()
+            ratios = ctx.layer._ratios(controls, fix=False)
+            return (
+                *torch.autograd.grad(ratios, leaves, torch.stack(grads), create_graph=True),
+                None,
+                None,
+            )
+        found = (torch.stack(grads).unsqueeze(-2) @ slopes).squeeze(-2).to(mean_weight.dtype)
+        return found[0], found[1], None, None
 
 
 class SparseSwitchNorm1d(SparseSwitchNorm, nn.InstanceNorm1d):

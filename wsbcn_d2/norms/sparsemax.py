@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["circumradius", "sparsemax", "sparsestmax"]
+__all__ = ["circumradius", "sparsemax", "sparsestmax", "sparsestmax_jacobian"]
 
 
 def circumradius(num_choices: int) -> float:
@@ -93,3 +93,26 @@ def _on_sphere(z: Tensor, radius: Tensor) -> Tensor:
         result = torch.where(fits & ~done, padded, result)
         done = done | fits
     return result.gather(-1, rank)
+
+
+def sparsestmax_jacobian(z: Tensor, p: Tensor, radius: Tensor) -> Tensor:
+    """The derivative ``(..., K, K)`` of ``p = sparsestmax(z, radius)``, without autograd.
+
+    Inside it is the projection onto the sums of zero over the support. On the sphere, where p is
+    the support's centre plus a step of fixed length along the centred z, the part along the step
+    is gone too, and what is left shrinks by that length over the length of the centred z.
+    """
+    wide, choices = z.double(), z.shape[-1]
+    support = (p > 0).double()
+    count = support.sum(-1, keepdim=True)
+    project = torch.diag_embed(support) - support.unsqueeze(-1) * (support / count).unsqueeze(-2)
+    centered = (project @ wide.unsqueeze(-1)).squeeze(-1)
+    length = centered.norm(dim=-1, keepdim=True)
+    step = (p.double() - 1 / count) * support
+    size = step.norm(dim=-1, keepdim=True)
+    tied = length <= 1e-12 * wide.abs().amax(-1, keepdim=True)
+    along = centered / torch.where(tied, 1.0, length)
+    shrunk = torch.where(tied, 0.0, size / torch.where(tied, 1.0, length)).unsqueeze(-1)
+    on_sphere = shrunk * (project - along.unsqueeze(-1) * along.unsqueeze(-2))
+    inside = (sparsemax(wide) - 1 / choices).norm(dim=-1, keepdim=True) >= radius
+    return torch.where(inside.unsqueeze(-1), project, on_sphere).to(z.dtype)

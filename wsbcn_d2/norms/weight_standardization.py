@@ -6,15 +6,13 @@ arXiv:1903.10520, eqs. 3-5. Authors' code: https://github.com/joe-siyuan-qiao/We
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .kernels import input_gradient, moments, reduce_gradient, transform, triton_weights_for
-from .modes import full_precision, tracing
+from .modes import full_precision, optimizer_steps, tracing, without_grad
 
 __all__ = [
     "WSConv1d",
@@ -30,17 +28,6 @@ _EPS_MODES = ("outside", "inside")
 # Weights up to this many elements are standardized in plain operators.
 _SMALL = 65536
 _TINY = 1e-30
-
-# Fused optimizers do not move the version counters of the parameters that they write.
-_optimizer_steps = 0
-
-
-def _count_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outside") -> Tensor:
@@ -168,12 +155,6 @@ def _standardize(weight: Tensor, eps: float, eps_mode: str) -> tuple[Tensor, Ten
     return standardized.view(weight.shape), divisor, root
 
 
-def _no_grad() -> AbstractContextManager[Any]:
-    """Without gradients, and not in inference mode either: what that makes, a later forward could
-    not save for backward."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad()
-
-
 def _is_small(weight: Tensor) -> bool:
     """Whether plain operators take less time than the passes, which are for large weights."""
     return (
@@ -208,12 +189,12 @@ class WSConvMixin:
         # Neither a tensor made in inference mode nor one without storage shows its changes.
         if tracing() or weight.is_inference() or weight.is_meta:
             return standardize_weight(weight, self.eps, self.eps_mode)
-        key = (_optimizer_steps, weight._version, weight.data_ptr(), weight.dtype, weight.device,
+        key = (optimizer_steps(), weight._version, weight.data_ptr(), weight.dtype, weight.device,
                weight.shape, self.eps, self.eps_mode)  # fmt: skip
         cache = self.__dict__.get("_standardized")
         if cache is None or cache[0] != key:
             self.__dict__["_standardized"] = None  # free the old one first
-            with _no_grad(), full_precision(weight.device.type):
+            with without_grad(), full_precision(weight.device.type):
                 # The weight is kept so that no other can come to lie at its address.
                 cache = (key, _standardize(weight, self.eps, self.eps_mode), weight.detach())
             self.__dict__["_standardized"] = cache
