@@ -114,10 +114,12 @@ class EstimatePool(RunningPool):
     ) -> None:
         super().__init__(module)
         self.positions, self.ranks, self.used = positions, ranks, used
+        # Asked here: inside an autograd function gradients are always off.
+        self.remembers = may_be_recomputed()
 
     @property
     def fused(self) -> str | None:
-        apart = self.ranks.size() == 1 and not recomputing() and not may_be_recomputed()
+        apart = self.ranks.size() == 1 and not recomputing() and not self.remembers
         return "estimate" if apart else None
 
     def moves(self) -> bool:
@@ -134,7 +136,7 @@ class EstimatePool(RunningPool):
         with torch.no_grad():
             self._move(mean, var)
             pooled = self.running(mean.dtype, copy=True)
-        if may_be_recomputed():
+        if self.remembers:
             self.used.keep(mean, var, pooled)
         return pooled
 

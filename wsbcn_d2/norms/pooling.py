@@ -41,7 +41,7 @@ def pool_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Pool over the batch: ``(N, C)`` -> ``(C,)`` (BN). An empty batch gives zeros, not NaN."""
     samples = mean.shape[0]
     if not tracing() and samples == 1:
-        return mean[0], var[0]
+        return mean.squeeze(0), var.squeeze(0)
     count = max(samples, 1)
     pooled = mean.sum(0) / count
     return pooled, (var + (mean - pooled).square()).sum(0) / count
