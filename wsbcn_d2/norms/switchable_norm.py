@@ -70,7 +70,7 @@ class SwitchRule:
             self._ratios(mean_control, weight),
             self._ratios(var_control, weight),
         )
-        if self.unbiased != 1.0:
+        if self.unbiased != 1.0 and var is not None:  # None with "bn" alone: no row is read
             var = var * self.unbiased
         mixed_mean: Tensor | None = None
         mixed_var: Tensor | None = None
