@@ -143,7 +143,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(da
     log = process.stdout
     assert process.returncode == 1
     assert "Traceback" not in log
-    assert "the loss is not finite at iteration 1, on rank" in log
+    assert log.count("the loss is not finite at iteration 1, on rank") == 1
+    # What the command says is also in the log files.
+    files = [tmp_path / "output" / name for name in ("log.txt", "log.txt.rank1")]
+    assert any("the loss is not finite" in file.read_text() for file in files)
     assert "image ids: " in log and "losses: " in log and "model_0000000.pth" in log
     assert "Final evaluation" not in log
     state = torch.load(tmp_path / "output" / "model_0000000.pth", weights_only=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConfigError", "UserError", "exit_with_message"]
+__all__ = ["ConfigError", "RankFailedError", "UserError", "exit_with_message"]
 
 
 class UserError(Exception):
@@ -18,24 +18,37 @@ class UserError(Exception):
     they can be pickled on their way from one process to another.
     """
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        if "\nOriginal Traceback" not in text:
+            return text
+        # Re-raised by torch's DataLoader, with the worker's traceback before the message.
+        return text.rpartition(f"{type(self).__name__}: ")[2].rstrip()
+
 
 class ConfigError(UserError, ValueError):
     """Something in the command line or the config."""
 
 
+class RankFailedError(RuntimeError):
+    """A process of a run failed, and not with a `UserError`: the message has its traceback."""
+
+
 @contextmanager
 def exit_with_message(program: str) -> Iterator[None]:
-    """Exit with a message and no traceback on a `UserError` or Ctrl-C; for a command's ``main``.
+    """Exit with a message and no traceback of this process, for a command's ``main``.
+
+    Applies to `UserError`, `RankFailedError` and Ctrl-C.
 
     Args:
         program: name of the command, which starts the message.
 
     Raises:
-        SystemExit: with status 1 after a `UserError`, 130 after Ctrl-C.
+        SystemExit: with status 1 after an error, 130 after Ctrl-C.
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, RankFailedError) as error:
         sys.exit(f"{program}: error: {error}")
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)

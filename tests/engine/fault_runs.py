@@ -1,10 +1,9 @@
-"""Runs with a fault in them: launchers in processes of their own, and who is left afterwards."""
+"""Runs in which something fails: launchers in sessions of their own, and who is left afterwards."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import socket
 import sys
@@ -21,14 +20,11 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from wsbcn_d2.engine import launch
-
-MARKER = "WSBCN_D2_TEST_RUN"
-# Far below the 60 s that a run has, and enough for a machine that does other things too.
-SOON = 40.0
+from wsbcn_d2.errors import UserError, exit_with_message
 
 
 class Slow(Dataset):
-    """Of samples that take ``seconds`` each."""
+    """A sample takes ``seconds``; with 0, it is an error of the user."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -37,36 +33,34 @@ class Slow(Dataset):
         return 10_000
 
     def __getitem__(self, index: int) -> int:
+        if self.seconds == 0:
+            raise UserError("no image\n  Repair the dataset")
         time.sleep(self.seconds)
         return index
 
 
 def fault(kind: str, elsewhere: str, folder: Path, guilty: int = 1) -> None:
-    """Body of every rank: one fails, as ``kind`` says, while the others are ``elsewhere``.
+    """Body of every rank: ``guilty`` fails, as ``kind`` says, while the others are ``elsewhere``.
 
-    Nobody fails if ``guilty`` is -1. Each writes its pid to ``rank<r>``, and the guilty one the
-    time of the fault to ``fault``.
+    Nobody fails if ``guilty`` is -1. When all are where they should be, each writes its pid to
+    ``rank<r>``.
     """
     torch.set_num_threads(1)
     rank = comm.get_rank()
     comm.synchronize()
-    _write(folder / f"rank{rank}", str(os.getpid()))
-    if guilty < 0 and elsewhere == "in a collective":
-        dist.recv(torch.zeros(1), src=(rank + 1) % comm.get_world_size())  # which does the same
+    (folder / f"rank{rank}").write_text(str(os.getpid()))
     if rank != guilty:
         _wait(elsewhere)
-    if kind == "killed from outside":
-        dist.recv(torch.zeros(1), src=0)  # which is elsewhere
     if kind == "killed, with workers":
-        _write(folder / "workers", "")
         iterator = iter(DataLoader(Slow(1000), num_workers=2))
-        time.sleep(0.5)
         assert iterator is not None
-    # Until the others are where they are to be.
-    time.sleep(0.5)
-    _write(folder / "fault", str(time.time()))
+    time.sleep(0.5)  # until the others are there
     if kind == "raises":
         raise KeyError("the original error")
+    if kind == "raises UserError":
+        raise UserError("no image\n  Repair the dataset")
+    if kind == "raises UserError in a worker":
+        next(iter(DataLoader(Slow(0), num_workers=1)))
     if kind == "exits":
         os._exit(7)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -74,15 +68,10 @@ def fault(kind: str, elsewhere: str, folder: Path, guilty: int = 1) -> None:
 
 def _wait(where: str) -> None:
     if where == "in a collective":
-        dist.barrier()
-        raise AssertionError("not reached")
-    if where == "in the data loader":
-        next(iter(DataLoader(Slow(1000), num_workers=2)))
+        dist.recv(torch.zeros(1), src=(comm.get_rank() + 1) % comm.get_world_size())
     if where == "reading":
         for _ in DataLoader(Slow(0.1), num_workers=2):
             pass
-    if where == "busy":
-        sum(range(10**13))  # without a look at signals, or at other threads
     raise AssertionError(where)
 
 
@@ -90,34 +79,18 @@ def finish(folder: Path) -> None:
     """Body of ranks that do nothing wrong, but take different times."""
     comm.synchronize()
     time.sleep(comm.get_rank())
-    _write(folder / f"rank{comm.get_rank()}", "")
-
-
-def wait_for_rank_0(seconds: float) -> None:
-    """Rank 0 holds Python's lock for longer than the fault time-out; the others wait for it."""
-    torch.set_num_threads(1)
-    comm.synchronize()
-    end = time.monotonic() + seconds
-    while comm.get_rank() == 0 and time.monotonic() < end:
-        sum(range(10**8))
-    comm.synchronize()
-
-
-def _write(path: Path, text: str) -> None:
-    path.with_suffix(".part").write_text(text)
-    path.with_suffix(".part").rename(path)
+    (folder / f"rank{comm.get_rank()}").touch()
 
 
 class Run:
     """A process in its own session that calls `launch` as train_net.py does.
 
-    Forked, which takes no time for imports; so are its ranks, unless ``spawn``.
+    It is forked, and so are its ranks, which saves the seconds of importing torch.
 
     Args:
         folder: for its output, and for the files of the bodies.
         body: what its ranks run, with ``args``.
         options: of `launch`.
-        environment: set in it.
     """
 
     def __init__(
@@ -127,80 +100,51 @@ class Run:
         args: tuple[Any, ...],
         *,
         name: str = "launcher",
-        spawn: bool = False,
-        environment: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
         self.output_file = folder / f"{name}.txt"
-        context = multiprocessing.get_context("fork")
-        self.process = context.Process(
-            target=_launch,
-            args=(str(self.output_file), body, args, spawn, environment or {}, options),
-        )
+        target = (str(self.output_file), body, args, options)
+        self.process = multiprocessing.get_context("fork").Process(target=_launch, args=target)
         self.process.start()
+        assert self.process.pid is not None
+        self.pid: int = self.process.pid
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def end(self, within: float = 150.0) -> int:
+    def end(self, within: float = 50.0) -> int:
         """Its exit code."""
         # Not join: it waits for all that have inherited a pipe, which is what may be left.
         if not wait_until(lambda: self.process.exitcode is not None, within):
             left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in self.left()]
             self.stop()
             raise AssertionError(f"still running: {left}\n{self.output}")
-        return self.process.exitcode
+        return self.process.exitcode or 0
 
     @property
     def output(self) -> str:
         return self.output_file.read_text()
 
     def left(self) -> list[int]:
-        """Processes of this run that are alive."""
-        return [pid for pid, session in _sessions() if session == self.pid and pid != self.pid]
+        """Living processes of this run besides the launcher."""
+        return [pid for pid in living(self.pid) if pid != self.pid]
 
     def stop(self) -> None:
-        for pid in [self.pid, *self.left()]:
+        for pid in living(self.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _sessions() -> list[tuple[int, int]]:
-    """Pid and session of each living process."""
+def living(session: int) -> list[int]:
+    """Living processes of a session."""
     found = []
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
+        with suppress(OSError, ValueError):
             stat = (folder / "stat").read_text()
-        except OSError:
-            continue
-        state, _, _, session = stat.rpartition(")")[2].split()[:4]
-        if state != "Z":
-            found.append((int(folder.name), int(session)))
+            state, _, _, its_session = stat.rpartition(")")[2].split()[:4]
+            if state != "Z" and int(its_session) == session:
+                found.append(int(folder.name))
     return found
 
 
-def marked(value: str) -> list[int]:
-    """Living processes in whose environment `MARKER` has this value."""
-    found = []
-    for pid, _ in _sessions():
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if f"{MARKER}={value}".encode() in environment.split(b"\0"):
-            found.append(pid)
-    return found
-
-
-def none_left(look: Callable[[], list[int]], within: float = 10.0) -> bool:
-    """Whether all are gone soon. The children of a killed process end a little later than it."""
-    return wait_until(lambda: not look(), within)
-
-
-def wait_until(condition: Callable[[], Any], within: float = SOON) -> bool:
+def wait_until(condition: Callable[[], Any], within: float) -> bool:
     end = time.monotonic() + within
     while time.monotonic() < end:
         if condition():
@@ -216,12 +160,7 @@ def free_port() -> int:
 
 
 def _launch(
-    output: str,
-    body: Callable[..., None],
-    args: tuple[Any, ...],
-    spawn: bool,
-    environment: dict[str, str],
-    options: dict[str, Any],
+    output: str, body: Callable[..., None], args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -229,34 +168,20 @@ def _launch(
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    os.environ.update(environment)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    module = sys.modules["wsbcn_d2.engine.launch"]
-    if not spawn:
-        module._START_METHOD = "fork"
+    sys.modules["wsbcn_d2.engine.launch"]._START_METHOD = "fork"  # type: ignore[attr-defined]
+    code: Any = 0
     try:
-        launch(body, args=args, device="cpu", **options)
-    except KeyboardInterrupt:
-        print("interrupted")
-        code = 130
+        with exit_with_message("command"):
+            launch(body, args=args, device="cpu", **options)
     except SystemExit as error:
         code = error.code
-    except module.RankFailedError as error:
-        print(f"error: {error}")
-        code = 1
     except BaseException:
         traceback.print_exc()
+        code = 2
+    if isinstance(code, str):
+        print(code)
         code = 1
-    else:
-        code = 0
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
-
-
-def rank_line(rank: int, world_size: int, local_rank: int, pid: str) -> str:
-    """A pattern of how messages name a rank."""
-    return re.escape(f"rank {rank} of {world_size} (local rank {local_rank}, host ") + (
-        rf"\S+, pid {pid}\)"
-    )

@@ -36,7 +36,7 @@ def check_two_ranks(folder):
 
 
 def test_two_cpu_processes_average_their_buffers_and_a_failing_one_ends_both(tmp_path):
-    with pytest.raises(RankFailedError, match=r"^rank 1 of 2 .* raised KeyError: 'the original"):
+    with pytest.raises(RankFailedError, match=r"^rank 1 of 2 .*failed:\s+Traceback"):
         launch(check_two_ranks, 2, args=(tmp_path,), device="cpu")
     assert (tmp_path / "rank0").exists() and (tmp_path / "rank1").exists()
 
@@ -67,7 +67,6 @@ def test_more_processes_than_gpus_says_how_to_use_the_cpu(monkeypatch):
         ({"num_gpus_per_machine": 1, "machine_rank": 1}, r"--machine-rank \(1\)"),
         ({"num_gpus_per_machine": 1, "num_machines": 2}, "--dist-url is needed"),
         ({"num_gpus_per_machine": 2, "dist_url": "file:///tmp/x"}, r"--dist-url .* must be tcp://"),
-        ({"num_gpus_per_machine": 2, "fault_timeout": 3}, r"--fault-timeout \(3\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -1,12 +1,15 @@
 """Parts of a run that need no training."""
 
+import argparse
+import errno
+import sys
 import types
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
-from wsbcn_d2.engine import ConfigError, build_job, load_config
+from wsbcn_d2.engine import ConfigError, UserError, build_job, load_config, main
 from wsbcn_d2.engine.train import _results_table, _set_aside
 
 
@@ -67,3 +70,20 @@ def test_wrong_options_are_named(cfg):
     cfg.dataloader.evaluator = OmegaConf.create([{}, {}])
     with pytest.raises(ConfigError, match=r"test \(1\) and dataloader\.evaluator \(2\)"):
         list(job.evaluations())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_is_an_error_of_the_user_with_path_and_free_space(
+    cfg, tmp_path, monkeypatch, number
+):
+    def write(*_):
+        raise RuntimeError("torch's") from OSError(
+            number, "does not work", str(tmp_path / "a.json")
+        )
+
+    monkeypatch.setattr(sys.modules["wsbcn_d2.engine.train"], "_set_up", write)
+    args = argparse.Namespace(config_file=str(tmp_path / "tiny.py"), opts=[])
+    full = number != errno.EACCES
+    message = rf"cannot write {tmp_path}/a\.json: does not work\n.*MiB free" if full else "torch's"
+    with pytest.raises(UserError if full else RuntimeError, match=message):
+        main(args)

@@ -1,9 +1,9 @@
 """The training engine behind ``train_net.py``, for both of detectron2's config kinds."""
 
 from .. import known_warnings  # noqa: F401  before detectron2
+from ..errors import ConfigError, RankFailedError, UserError
 from .buffers import average_buffers
-from .config import ConfigError, check_config, load_config, resolve_config_file, resolve_device
-from .faults import RankFailedError
+from .config import check_config, load_config, resolve_config_file, resolve_device
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
@@ -23,6 +23,7 @@ __all__ = [
     "RatioWriter",
     "SparsityRamp",
     "Trainer",
+    "UserError",
     "YamlJob",
     "argument_parser",
     "average_buffers",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, hooks
+from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -20,7 +22,9 @@ from tabulate import tabulate
 from torch import nn
 
 from ..checkpoint import WSBCNCheckpointer
+from ..checkpoint.files import disk_error, root_os_error
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
+from ..errors import UserError
 from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
@@ -33,11 +37,9 @@ from .config import (
 )
 from .config_record import config_changes, describe_changes, flatten_config
 from .data_check import check_data
-from .faults import shorten_consequences
-from .full_disk import explaining_full_disk, keep_logging, patient_writers
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
-from .launch import launch, planned_world_size, under_torchrun
+from .launch import is_consequence, launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
@@ -48,19 +50,13 @@ __all__ = ["argument_parser", "evaluate", "main", "run", "train"]
 
 logger = logging.getLogger(__name__)
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
     """detectron2's arguments and ours; ``--dist-url`` picks a free port for one machine."""
     parser = default_argument_parser(epilog)
     parser.set_defaults(dist_url="auto")
-    parser.add_argument(
-        "--fault-timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="when a process fails, all others are stopped within this time (default: 60); it "
-        "does not limit how long one may be busy while the others wait",
-    )
     return parser
 
 
@@ -68,8 +64,9 @@ def run(args: argparse.Namespace) -> None:
     """Check the command line and its config, then start the processes that run `main`.
 
     Raises:
-        ConfigError: what the user can put right, before any process is started.
-        RankFailedError: a process failed, as `launch`.
+        ConfigError: a mistake in the command line or config, before any process is started.
+        UserError: another error that the user can put right, from any process.
+        RankFailedError: one of several processes failed otherwise.
         SystemExit: with status `EXIT_STOPPED`, when a signal stopped the training in good order.
     """
     check_arguments(args)
@@ -89,19 +86,24 @@ def run(args: argparse.Namespace) -> None:
             args.dist_url,
             (args,),
             device=device,
-            fault_timeout=args.fault_timeout,
         )
 
 
 def main(args: argparse.Namespace) -> Results:
     """One process of a run. Returns the last evaluation's results (on rank 0)."""
     cfg, device = _load(args)
-    with explaining_full_disk(read_options(cfg).output_dir):
+    try:
         _set_up(cfg, args)
         if args.num_machines > 1 or under_torchrun():
             check_data(cfg, args)
         job = build_job(cfg, device)
         return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
+    except Exception as error:
+        cause = root_os_error(error)
+        if isinstance(error, UserError) or cause is None or cause.errno not in _DISK_FULL:
+            raise
+        path = cause.filename or os.path.join(read_options(cfg).output_dir, "…")
+        raise UserError(disk_error(path, cause)) from error
 
 
 def _load(args: argparse.Namespace) -> tuple[Config, str]:
@@ -122,8 +124,23 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> None:
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
     logging.captureWarnings(True)
     default_setup(cfg, args)
-    shorten_consequences()
-    keep_logging(folder)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_shorten)
+    for handler in logging.getLogger("detectron2").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(lambda record: not getattr(record, "only_in_file", False))
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Log an exception that leaves the training loop without traceback where that says nothing.
+
+    That is a `UserError`, which goes to the log file only as the command ends with it, and the
+    consequences of another rank's failure.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (isinstance(error, UserError) or is_consequence(error)):
+        record.msg, record.args, record.exc_info = f"{record.getMessage()} {error}", (), None
+        record.only_in_file = isinstance(error, UserError)
+    return True
 
 
 def train(job: Job, resume: bool) -> Results:
@@ -263,7 +280,7 @@ def train(job: Job, resume: bool) -> Results:
             trainer.register_hooks([SkippedImages(lambda: loader.skipped, options.log_period)])
     if main_process:
         # Made here, as opening a writer creates its file.
-        writers = patient_writers(options.output_dir, options.max_iter)
+        writers = default_writers(options.output_dir, options.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
     try:
         trainer.train(start_iter, options.max_iter)
