@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,7 +189,8 @@ def run_part(part: Part, output: Path, environment: dict[str, str]) -> Result:
             outcome = "stopped"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     seconds = time.monotonic() - start
     text = log.read_text(encoding="utf-8", errors="replace")
@@ -309,24 +311,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = _machine(args.device)
     print(machine, flush=True)
     start = time.monotonic()
+    results: list[Result] = []
+
+    def run(part: Part) -> None:
+        results.append(run_part(part, output, environment))
+        # After each part: a run that is stopped leaves what it has.
+        summary = {
+            "device": args.device,
+            "machine": machine,
+            "seconds": time.monotonic() - start,
+            "parts": [result._asdict() for result in results],
+        }
+        text = json.dumps(summary, indent=1) + "\n"
+        (output / "summary.json").write_text(text, encoding="utf-8")
+
     together = [part for part in chosen if not part.alone]
-    # A GPU waits for Python here, so these do not slow one another down; two cores do.
+    # A GPU waits for Python here, so these hardly slow one another down; two cores do.
     workers = len(together) if args.device == "cuda" else 2
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        results = list(pool.map(lambda part: run_part(part, output, environment), together))
-    results += [run_part(part, output, environment) for part in chosen if part.alone]
-    table = summary_table(results)
-    summary = {
-        "device": args.device,
-        "machine": machine,
-        "seconds": time.monotonic() - start,
-        "parts": [result._asdict() for result in results],
-    }
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "summary.md").write_text(f"{machine}\n\n{table}", encoding="utf-8")
+        list(pool.map(run, together))
+    for part in chosen:
+        if part.alone:
+            run(part)
     passed = sum(result.outcome == "passed" for result in results)
-    print(f"\n{table}\n{passed} of {len(results)} parts passed in {summary['seconds']:.0f} s")
-    print(f"logs, JSON and plots: {output}")
+    print(f"\n{summary_table(results)}")
+    print(f"{passed} of {len(results)} parts passed in {time.monotonic() - start:.0f} s")
+    print(f"summary.json, logs, tables and plots: {output}")
     return 0 if passed == len(results) else 1
 
 

@@ -370,7 +370,7 @@ CONSTANTS = {
         )
     ],
     "_switch_sums_kernel": [{**form, "TILE_N": 4, "TILE_C": 256} for form in (SN, SN_IN_LN, SSN)],
-    "_groups_kernel": [{"TILE_N": 32, "WIDTH": 16}],
+    "_groups_kernel": [{"TILE_N": n, "WIDTH": w} for n, w in ((2, 4), (32, 16), (2, 2048))],
     "_dx_kernel": [
         {"SWITCH": form is not BCN, "POOLED": p, **form, **tile}
         for form, p, tile in (

@@ -638,7 +638,8 @@ def backward(
         else:
             shared = x.new_empty((4, samples, channels // width), dtype=torch.float32)
             block = max(triton.next_power_of_2(width), 4)
-            few = max(min(512 // block, 64, triton.next_power_of_2(samples)), 1)
+            # Not 1: Triton 3.6 fails to compile sums over a dimension of one.
+            few = max(min(512 // block, 64, triton.next_power_of_2(samples)), 2)
             _groups_kernel[(channels // width,)](
                 rows[0], rows[1], kept, parts, weight, third, fourth, through, shared, *grads,
                 rule.eps, inner_eps, samples, channels, width, splits,
