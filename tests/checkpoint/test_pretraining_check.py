@@ -100,7 +100,7 @@ def test_the_order_of_colours_and_the_mean_are_told():
     assert "pixel_mean [123.675, 116.28, 103.53] in pretraining, [103.53, 116.28, 123.675]" in line
 
 
-# --- minibatch (arXiv:1806.10779, Table XI item 4) ---------------------------------------------
+# --- minibatch (arXiv:1907.10473, Table XI item 4) ---------------------------------------------
 
 
 @pytest.mark.parametrize(

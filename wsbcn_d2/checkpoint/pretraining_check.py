@@ -174,7 +174,7 @@ def _compare_minibatch(
         elif max(before, size) > _FAR * min(before, size):
             yield (
                 f"minibatch: statistics over {before} images in pretraining, over {size} {pooled} "
-                f"with the model's {kind}. arXiv:1806.10779, Table XI: the two should be "
+                f"with the model's {kind}. arXiv:1907.10473, Table XI: the two should be "
                 "comparable; take weights pretrained nearer to it, synchronize (SyncSN), or use a "
                 "norm without batch statistics"
             )

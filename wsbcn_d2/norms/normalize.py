@@ -46,8 +46,10 @@ def normalize(
     Args:
         x: ``(N, C, *)``, any floating type, contiguous or channels_last; may be empty.
         rule: a pure function of float32 tensors (float64 if ``x`` is), differentiable. It may run
-            again in the backward pass. If it has ``apply(x, *pooled, *parameters)``, that is the
-            norm in torch's own layers, taken where plain operators are.
+            again in the backward pass. Two methods that it may have save operators where plain
+            ones are taken: ``about``, which takes the same and returns ``center, scale, offset``
+            for ``scale * (x - center) + offset``, and ``apply(x, *pooled, *parameters)``, the
+            norm in torch's own layers.
         parameters: tensors that gradients are wanted for. They reach the rule in its type.
         pool: gives ``pooled``; called once in a forward. None: the rule needs none.
         reads_rows: False where the rule needs running statistics only: the pool is then a
@@ -107,17 +109,20 @@ def _compose(
         y: Tensor = rule.apply(wide, *pooled, *parameters)
     else:
         of_rows = (mean, var) if reads_rows else (None, None)
-        scale, offset = rule(*of_rows, *pooled, *parameters)
-        center = mean if reads_rows else pooled[0]
-        center, scale, offset = (_spread(t, dims) for t in (center, scale, offset))
+        if hasattr(rule, "about"):
+            center, scale, offset = rule.about(*of_rows, *pooled, *parameters)
+        else:
+            scale, offset = rule(*of_rows, *pooled, *parameters)
+            center = mean if reads_rows else pooled[0]
+        if tracing():  # a shape would carry the example's N into the graph of an exporter
+            index = (..., *(None for _ in dims))
+            center, scale, offset = center[index], scale[index], offset[index]
+        else:
+            ones = (1,) * len(dims)
+            center = center.view(center.shape + ones)
+            scale, offset = scale.view(scale.shape + ones), offset.view(offset.shape + ones)
         y = torch.addcmul(offset, wide - center, scale)
     return y if y.dtype == x.dtype else y.to(x.dtype)
-
-
-def _spread(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
-    if tracing():  # a shape would carry the example's N into the graph of an exporter
-        return rows[(..., *(None for _ in dims))]
-    return rows.view(rows.shape + (1,) * len(dims))
 
 
 def _row_moments(wide: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

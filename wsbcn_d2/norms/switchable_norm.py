@@ -65,11 +65,14 @@ class SwitchRule:
         return "switch" if self.unbiased == self.unbiased_layer == 1.0 else None
 
     def __call__(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, scale, bias = self.about(mean, var, *rest)
+        return scale, torch.addcmul(bias, (rest[0] if mean is None else mean) - mixed, scale)
+
+    def about(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mixed mean m, the scale and the bias: y = scale * (x - m) + bias."""
         *pooled, weight, bias, mean_control, var_control = rest
-        mean_ratios, var_ratios = (
-            self._ratios(mean_control, weight),
-            self._ratios(var_control, weight),
-        )
+        mean_ratios = self._ratios(mean_control, weight)
+        var_ratios = self._ratios(var_control, weight)
         if self.unbiased != 1.0 and var is not None:  # None with "bn" alone: no row is read
             var = var * self.unbiased
         mixed_mean: Tensor | None = None
@@ -87,9 +90,7 @@ class SwitchRule:
             mixed_mean = _add(mixed_mean, part[0], mean_ratios[k])
             mixed_var = _add(mixed_var, part[1], var_ratios[k])
         assert mixed_mean is not None and mixed_var is not None
-        scale = weight * (mixed_var + self.eps).rsqrt()
-        center = pooled[0] if mean is None else mean
-        return scale, torch.addcmul(bias, center - mixed_mean, scale)
+        return mixed_mean, weight * (mixed_var + self.eps).rsqrt(), bias
 
     def _ratios(self, controls: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """One of each statistic, 0-dim or ``(C,)``."""
