@@ -48,3 +48,21 @@ def test_a_compiled_backbone_has_no_more_graphs_than_with_gn(norm: str, standard
     assert graphs == expected
     assert_close(features, eager(x))
     assert_close(dict(model.named_buffers()), dict(eager.named_buffers()))
+
+
+@pytest.mark.parametrize(
+    ("norm", "standardize"), [("SN", True), ("SyncSN", False), ("SSN", False), ("BCN", True)]
+)
+def test_images_of_new_sizes_meet_a_compiled_backbone(norm: str, standardize: bool) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = backbone(norm, standardize)
+    compiled = torch.compile(model, backend=backend, dynamic=True, fullgraph=True)
+    for height, width in ((64, 96), (96, 64), (128, 160)):
+        compiled(torch.rand(1, 3, height, width, dtype=torch.float64))
+    assert len(graphs) == 1
