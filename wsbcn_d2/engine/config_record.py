@@ -20,10 +20,14 @@ _LONGEST = 60
 
 
 def flatten_config(cfg: CfgNode | DictConfig) -> dict[str, str]:
-    """A config's leaves as text by key, such as ``{"optimizer.lr": "0.02"}``."""
+    """A config's leaves as text by key, such as ``{"optimizer.lr": "0.02"}``.
+
+    Without what makes no difference to the training, such as the output folder: the checkpoints of
+    two equal runs are equal.
+    """
     found: dict[str, str] = {}
     _flatten(cfg, "", found)
-    return found
+    return {key: value for key, value in found.items() if not key.startswith(_OF_THE_MACHINE)}
 
 
 def _flatten(node: Any, key: str, found: dict[str, str]) -> None:
@@ -47,7 +51,7 @@ def _flatten(node: Any, key: str, found: dict[str, str]) -> None:
 
 def config_changes(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Old and new value by key, where they differ; "(none)" where there is none."""
-    keys = [key for key in dict.fromkeys([*old, *new]) if not key.startswith(_OF_THE_MACHINE)]
+    keys = dict.fromkeys([*old, *new])
     pairs = {key: (old.get(key, "(none)"), new.get(key, "(none)")) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
