@@ -2,6 +2,8 @@
 
 import logging
 import os
+import pickle
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +11,12 @@ from detectron2.layers import Conv2d
 from torch import nn
 
 import wsbcn_d2
-from wsbcn_d2.checkpoint import CheckpointError, WSBCNCheckpointer
+from wsbcn_d2.checkpoint import (
+    CheckpointError,
+    Pretraining,
+    WSBCNCheckpointer,
+    describe_norms,
+)
 
 
 def gn_model(ws=False):
@@ -45,8 +52,8 @@ def test_gn_weights_in_a_ws_model_warn_loudly_and_name_both(tmp_path, warnings):
     path = str(tmp_path / "gn.pth")
     WSBCNCheckpointer(gn_model(ws=True)).load(path)
     (message,) = warnings
-    assert "NORMALIZATION DIFFERS" in message and path in message
-    assert "checkpoint: 0 of 1; model: 1 of 1" in message
+    assert "MODEL DIFFERS" in message and path in message
+    assert "0 of 1 convolutions in the checkpoint, 1 in the model" in message
 
 
 def test_weights_of_unknown_origin_are_inferred(tmp_path, warnings):
@@ -94,10 +101,58 @@ def test_numbered_checkpoints_are_listed_in_order(tmp_path):
     assert WSBCNCheckpointer(gn_model(), str(tmp_path / "none")).periodic_checkpoints() == []
 
 
+def test_a_converted_file_is_compared_with_the_training_to_come(tmp_path, warnings):
+    model = nn.Sequential(Conv2d(3, 8, 3, bias=False, norm=nn.BatchNorm2d(8)))
+    content = {
+        "model": model.state_dict(),
+        "norms": describe_norms(model),
+        "pretraining": asdict(Pretraining("torchvision", norm="BN", minibatch=32)),
+    }
+    torch.save(content, tmp_path / "x.pth")
+    rest = WSBCNCheckpointer(model, images_per_process=2).load(str(tmp_path / "x.pth"))
+    (message,) = warnings
+    assert "  * minibatch: statistics over 32 images in pretraining, over 2 a process" in message
+    assert "pretraining" not in rest and "norms" not in rest
+    WSBCNCheckpointer(model, images_per_process=16).load(str(tmp_path / "x.pth"))
+    WSBCNCheckpointer(model).load(str(tmp_path / "x.pth"))
+    assert len(warnings) == 1
+
+
+# --- refused -----------------------------------------------------------------------------------
+
+
+def head(classes):
+    return nn.Sequential(gn_model(), nn.Conv2d(8, classes, 1))
+
+
+def test_weights_without_any_parameter_of_the_model_are_refused(tmp_path):
+    torch.save({"model": {"stage1.w": torch.ones(3)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"its keys are stage1\.w, the model's 0\.weight"):
+        WSBCNCheckpointer(gn_model()).load(str(tmp_path / "other.pth"))
+
+
+def test_an_evaluation_needs_every_parameter(tmp_path):
+    WSBCNCheckpointer(nn.Sequential(gn_model()), str(tmp_path)).save("backbone")
+    path = str(tmp_path / "backbone.pth")
+    WSBCNCheckpointer(head(3)).load(path)
+    with pytest.raises(CheckpointError, match=r"lacks 2 of the model's 5 par.*: 1\.bias, 1\.we"):
+        WSBCNCheckpointer(head(3), complete=True).load(path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3, "state_dict": {}}, [1, 2], {"model": "resnet50"}])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth has no state dict"):
+        WSBCNCheckpointer(gn_model()).read(str(tmp_path / "x.pth"))
+
+
 def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=f"no checkpoint a.pth .*{tmp_path}/a.pth"):
-        WSBCNCheckpointer(gn_model()).load("a.pth")
+    for method in ("read", "load"):
+        with pytest.raises(CheckpointError, match=rf"a\.pth is not there .*{tmp_path}/a\.pth"):
+            getattr(WSBCNCheckpointer(gn_model()), method)("a.pth")
+    with pytest.raises(CheckpointError, match=r"is a folder; .*it has no \.pth file"):
+        WSBCNCheckpointer(gn_model()).load(str(tmp_path))
 
 
 def test_a_url_that_cannot_be_fetched_says_so(monkeypatch):
@@ -107,5 +162,19 @@ def test_a_url_that_cannot_be_fetched_says_so(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot download .* https://x/y\.pkl: no route"):
+    with pytest.raises(CheckpointError, match=r"cannot get https://x/y\.pkl: no route"):
         checkpointer.load("https://x/y.pkl")
+
+
+def test_a_pickle_of_detectron2s_model_zoo_loads_and_one_with_code_does_not(tmp_path):
+    arrays = {key: x.numpy() for key, x in gn_model().state_dict().items()}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "d2"}))
+    (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"blobs": {**arrays, "w_momentum": 1}}))
+    model = gn_model()
+    WSBCNCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+    assert torch.equal(model[0].weight, torch.from_numpy(arrays["0.weight"]))
+    found = WSBCNCheckpointer(model).read(str(tmp_path / "caffe2.pkl"))
+    assert found["matching_heuristics"] and list(found["model"]) == list(arrays)
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps({"model": os.getcwd}))
+    with pytest.raises(CheckpointError, match=r"objects other than tensors .*getcwd"):
+        WSBCNCheckpointer(model).load(str(tmp_path / "code.pkl"))

@@ -281,7 +281,7 @@ def test_the_final_checkpoint_counts_as_the_newest(folder):
 
 def test_a_damaged_file_that_was_named_is_one_clear_error(folder):
     damage(folder / "model_0000004.pth", "truncated")
-    with pytest.raises(CheckpointError, match=r"cannot read .*model_0000004\.pth: .*another one"):
+    with pytest.raises(CheckpointError, match=r"model_0000004\.pth is damaged or incomplete"):
         WSBCNCheckpointer(filled_model(0)).load(str(folder / "model_0000004.pth"))
 
 

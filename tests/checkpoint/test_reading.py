@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from wsbcn_d2.checkpoint import CheckpointError
 from wsbcn_d2.checkpoint.reading import read_checkpoint, unwrap
 
 STATE = OrderedDict(a=torch.arange(3.0), b=torch.ones(2, 2))
@@ -86,8 +87,12 @@ def test_a_whole_module_is_refused_unless_trusted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<html>quota exceeded</html>", "neither a torch file nor a pickle"),
-        (b"", "neither a torch file nor a pickle"),
+        (b"<html>quota exceeded</html>", "no checkpoint but a web page"),
+        (b"\n<!DOCTYPE html>", "no checkpoint but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "no checkpoint but a pointer of Git"),
+        (b"404: Not Found", "no checkpoint but a text file, which starts with '404: Not Found'"),
+        (b"", "no checkpoint but an empty file"),
+        (bytes(range(128, 255)), "no checkpoint but a file of another format, or damaged"),
         (b"PK\x03\x04 and nothing else", "damaged or incomplete"),
     ],
 )
@@ -108,7 +113,7 @@ def test_a_file_that_is_cut_off_says_so(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match=r"x\.pth is not there"):
         read_checkpoint(tmp_path / "x.pth")
 
 

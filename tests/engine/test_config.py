@@ -171,7 +171,7 @@ def test_an_unknown_dataset_or_checkpoint_is_named(lazy_file, known_dataset):
         check_config(cfg, TRAIN, 1)
     cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = known_dataset
     cfg.train.init_checkpoint = "nowhere.pth"
-    with pytest.raises(ConfigError, match=r"train\.init_checkpoint: no file nowhere\.pth"):
+    with pytest.raises(ConfigError, match=r"train\.init_checkpoint: nowhere\.pth is not there"):
         check_config(cfg, TRAIN, 1)
 
 

@@ -1,11 +1,12 @@
 """Checkpoints: saving and loading them, published ones too, and how their weights were trained."""
 
 from .catalog import CATALOG, register_catalog
-from .checkpointer import CheckpointError, WSBCNCheckpointer
+from .checkpointer import WSBCNCheckpointer
+from .comparison import compare_with_checkpoint, describe_model
 from .convert import Conversion, convert_state, convert_weights
-from .norm_kinds import compare_norms, describe_norms, infer_norms
+from .norm_kinds import describe_norms, infer_norms
 from .pretraining import Pretraining
-from .pretraining_check import compare_pretraining
+from .reading import CheckpointError
 from .sources import SOURCES
 
 __all__ = [
@@ -15,10 +16,10 @@ __all__ = [
     "Conversion",
     "Pretraining",
     "WSBCNCheckpointer",
-    "compare_norms",
-    "compare_pretraining",
+    "compare_with_checkpoint",
     "convert_state",
     "convert_weights",
+    "describe_model",
     "describe_norms",
     "infer_norms",
     "register_catalog",

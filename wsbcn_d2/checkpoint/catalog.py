@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock, get_cache_dir
 
 from .convert import convert_weights
+from .reading import CheckpointError
 
 __all__ = ["CATALOG", "Entry", "WeightsHandler", "register_catalog"]
 
@@ -145,7 +146,9 @@ class WeightsHandler(PathHandler):
         name = path.removeprefix(self.PREFIX)
         if name not in CATALOG:
             near = difflib.get_close_matches(name, CATALOG, n=3) or sorted(CATALOG)
-            raise ValueError(f"no weights {path} in the catalog; nearest: {', '.join(near)}")
+            raise CheckpointError(
+                f"{path} is not in the catalog of docs/weights.md; nearest: {', '.join(near)}"
+            )
         entry = CATALOG[name]
         # Another address or other options are other weights.
         digest = hashlib.sha256(repr((_VERSION, entry)).encode()).hexdigest()[:8]
@@ -177,7 +180,7 @@ def _original(path: str, entry: Entry, folder: Path, force: bool) -> Path:
     original = folder / "original" / entry.file
     if not original.is_file():
         original.parent.mkdir(parents=True, exist_ok=True)
-        raise OSError(
+        raise CheckpointError(
             f"{path} is on Google Drive, which hands it to a browser only. Open {entry.url} , save "
             f"the file as {original} and try again; or convert the file with "
             "tools/convert_weights.py"
@@ -191,7 +194,7 @@ def _check_hash(original: Path, sha256: str) -> None:
     found = hashlib.sha256(original.read_bytes()).hexdigest()
     if not found.startswith(sha256):
         os.remove(original)
-        raise OSError(
+        raise CheckpointError(
             f"{original} has the hash {found[:8]}…, not {sha256}: it was damaged on the way and is "
             "deleted now; try again"
         )

@@ -5,45 +5,36 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import UserError
+from .comparison import compare_with_checkpoint, describe_model, shown
 from .files import disk_error, find_damage, replacing, root_os_error
-from .norm_kinds import compare_norms, describe_norms
-from .pretraining_check import check_pretraining
+from .folder import numbered_checkpoints, resumable_checkpoints, tagged_checkpoint
+from .reading import CheckpointError, check_is_file, read_checkpoint
 
-__all__ = ["CheckpointError", "WSBCNCheckpointer"]
+__all__ = ["WSBCNCheckpointer"]
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be read; the message names it and says what to do."""
 
 
 class WSBCNCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` for models whose norms and weight standardization matter.
 
-    * It saves what `describe_norms` says of the model, under ``"norms"``. On loading, a difference
-      to the model is a loud warning that names both sides. So is a difference to the pretraining
-      that `convert_weights` recorded.
+    * It saves what `describe_model` says of the model, under ``"norms"``. On loading, a difference
+      to the model (`compare_with_checkpoint`) is a warning that names both sides.
+    * Files are read by `read_checkpoint`, which runs no code of theirs.
     * Files appear whole or not at all, whatever kills the process or fills the disk, and weights
       that are not finite are not saved.
     * A run resumes from the newest checkpoint that is whole. Damaged ones are reported.
-
-    Not for guarding an exact resume: parameters that do not fit are skipped with a warning, as in
-    detectron2.
     """
 
     def __init__(
@@ -53,6 +44,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         *,
         images_per_process: int | None = None,
         config: Mapping[str, str] | None = None,
+        complete: bool = False,
         **kwargs: Any,
     ) -> None:
         """As detectron2's.
@@ -61,11 +53,13 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             images_per_process: images that a process sees at a time in the training to come, to be
                 compared with the pretraining's; None: not compared.
             config: the run's options by key, saved under ``"config"``; None saves none.
+            complete: refuse checkpoints that lack a parameter of the model, for an evaluation.
         """
         super().__init__(model, save_dir, **kwargs)
-        self._config = config
         self._path = ""
         self._images_per_process = images_per_process
+        self._config = config
+        self._complete = complete
         self._resumed = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -79,7 +73,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             return
         last = self.get_checkpoint_file()
         _check_finite(self.model, last)
-        data = {"model": self.model.state_dict(), "norms": describe_norms(self.model)}
+        data = {"model": self.model.state_dict(), "norms": describe_model(self.model)}
         if self._config is not None:
             data["config"] = dict(self._config)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
@@ -118,46 +112,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         """The newest checkpoint in the folder, not looked into; "" if there is none."""
         if "://" in self.save_dir:
             return super().get_checkpoint_file()
-        return next(iter(self._candidates()), "")
-
-    def _tagged(self) -> str:
-        """The file that last_checkpoint names, there or not; "" if it names none."""
-        try:
-            name = Path(self.save_dir, "last_checkpoint").read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return ""
-        # After a loss of power a file may be of the right length and all zeros.
-        return os.path.join(self.save_dir, name) if name.isprintable() and name else ""
-
-    def _candidates(self) -> list[str]:
-        """Files that a run may resume from, the best first."""
-        age = {}  # (time of writing, iteration) by path
-        for path, iteration in self._numbered().items():
-            # An evaluation may look while the training deletes an old one.
-            with suppress(FileNotFoundError):
-                age[path] = (os.stat(path).st_mtime_ns, iteration)
-        newest_first = sorted(age, key=age.__getitem__, reverse=True)
-        tagged = self._tagged()
-        if not os.path.isfile(tagged):
-            return newest_first
-        # last_checkpoint decides (a user may have set it back), unless the process was killed
-        # between completing a checkpoint and naming it there.
-        since = os.stat(os.path.join(self.save_dir, "last_checkpoint")).st_mtime_ns
-        after = age.get(tagged, (0, math.inf))[1]
-        untagged = [path for path in newest_first if age[path][0] >= since and age[path][1] > after]
-        return list(dict.fromkeys([*untagged, tagged, *newest_first]))
-
-    def _numbered(self) -> dict[str, float]:
-        """Iteration by path of the model_… files, infinity for model_final.pth."""
-        if "://" in self.save_dir or not os.path.isdir(self.save_dir):
-            return {}
-        numbered = {}
-        for name in os.listdir(self.save_dir):
-            match = re.fullmatch(r"model_(?:(\d+)|final)\.pth", name)
-            if match is not None:
-                number = math.inf if match[1] is None else int(match[1])
-                numbered[os.path.join(self.save_dir, name)] = number
-        return numbered
+        return next(iter(resumable_checkpoints(self.save_dir)), "")
 
     def find_loadable(self) -> str:
         """The newest checkpoint in the folder that can be loaded; "" if there is none at all.
@@ -180,8 +135,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         """The path and no problem, or no path and the problem."""
         if "://" in self.save_dir:
             return self.get_checkpoint_file(), ""
-        tagged = self._tagged()
-        candidates = self._candidates()
+        tagged = tagged_checkpoint(self.save_dir)
+        candidates = resumable_checkpoints(self.save_dir)
         problems = []
         if super().has_checkpoint() and not os.path.isfile(tagged):
             named = f"names {tagged}, which is not there" if tagged else "names no file"
@@ -244,62 +199,112 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         After `resume_or_load` only those up to the one that the run resumed from: it will write
         the later ones, which it could not or was told not to use, again.
         """
-        numbered = self._numbered()
+        numbered = numbered_checkpoints(self.save_dir)
         last = numbered.get(self._resumed, math.inf)
         paths = [path for path, number in numbered.items() if number <= last and number < math.inf]
         return sorted(paths, key=numbered.__getitem__)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint, as detectron2 does, and warn of other norms than the model's.
+        """Load a checkpoint, as detectron2 does, and compare its model with this one.
 
         Raises:
-            CheckpointError: no such file, a URL that cannot be downloaded, or a file that is
-                truncated or otherwise damaged.
+            CheckpointError: the file is not there, cannot be downloaded or read, or has no
+                parameter of the model; or it does not have all, and ``complete`` is set.
         """
         self._path = path
-        local = path.partition("?")[0] if path else ""
-        if "://" in local:
-            try:
-                self.path_manager.get_local_path(local)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot download the checkpoint {path}: {error}; download it elsewhere and "
-                    "name the file (train.init_checkpoint=… or MODEL.WEIGHTS …)"
-                ) from error
-        elif local and not os.path.isfile(local):
-            raise CheckpointError(
-                f"no checkpoint {local} (looked for {os.path.abspath(local)}); name one that is "
-                "there (train.init_checkpoint=… or MODEL.WEIGHTS …), or none to start from scratch"
-            )
+        if path:
+            self._local_path(path)
         return super().load(path, checkpointables)
 
-    def _load_file(self, filename: str) -> Any:
+    def read(self, path: str) -> dict[str, Any]:
+        """The content of a checkpoint, without loading it into the model.
+
+        Raises:
+            CheckpointError: the file is not there, or cannot be downloaded or read.
+        """
+        local = self._local_path(path)
+        self._parsed_url_during_load: Any = urlparse(path)
         try:
-            return super()._load_file(filename)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            reason = "" if filename.endswith(".pkl") else find_damage(filename)
+            return self._load_file(local)
+        finally:
+            self._parsed_url_during_load = None
+
+    def _local_path(self, path: str) -> str:
+        """Where the file is, which is downloaded if it is not there yet."""
+        path = path.partition("?")[0]
+        if "://" not in path:
+            check_is_file(path)
+            return path
+        try:
+            return self.path_manager.get_local_path(path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # of urllib, http, iopath and its handlers
+            hint = "see detectron2's MODEL_ZOO.md for" if "detectron2://" in path else "check"
             raise CheckpointError(
-                f"cannot read the checkpoint {filename}: {reason or error}; get it anew, or name "
-                "another one (train.init_checkpoint=… or MODEL.WEIGHTS …)"
+                f"cannot get {path}: {error or type(error).__name__}; {hint} the address, or "
+                "download it elsewhere and name the file"
             ) from error
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            # As detectron2 reads it, but for the code that a pickle may bring.
+            loaded = self._torch_load(filename)
+            if not ("model" in loaded and "__author__" in loaded):
+                blobs = loaded.get("blobs", loaded)
+                blobs = {key: x for key, x in blobs.items() if not key.endswith("_momentum")}
+                loaded = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        else:
+            loaded = super()._load_file(filename)
+        state = loaded["model"]
+        if (
+            not state
+            or not isinstance(state, dict)
+            or not all(isinstance(x, (torch.Tensor, np.ndarray)) for x in state.values())
+        ):
+            keys = shown(state) if isinstance(state, dict) else repr(state)
+            raise CheckpointError(
+                f"{filename} has no state dict that detectron2 loads: it has {keys}. "
+                "tools/convert_weights.py converts published ResNets; of other models, save the "
+                "state dict alone"
+            )
+        return loaded
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        content = read_checkpoint(filename)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{filename} has no state dict, but a {type(content).__name__}")
+        return content
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        recorded = checkpoint.pop("norms", None)
-        pretraining = checkpoint.pop("pretraining", None)
-        check_pretraining(self._path, pretraining, recorded, self.model, self._images_per_process)
-        lines = compare_norms(checkpoint["model"], recorded, self.model)
+        lines = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
         if lines:
             logger.warning(
-                "!!! THE CHECKPOINT'S NORMALIZATION DIFFERS FROM THE MODEL'S: %s\n%s\n"
-                "  Such weights load without an error, but the model computes other features from "
-                "them than they were trained for:\n"
-                "  evaluating it is meaningless, and finetuning it starts worse than it seems. "
-                "Take weights that were trained this way,\n"
-                "  or give the model the checkpoint's normalization.",
-                self._path,
-                "\n".join(f"  * {line}" for line in lines),
+                "!!! THE CHECKPOINT'S MODEL DIFFERS FROM THIS ONE: %s\n%s\n"
+                "  Its weights load without an error, but this model computes other features from "
+                "them than they were trained for. Take weights that were trained this way, or give "
+                "the model the checkpoint's setting.",
+                *(self._path, "\n".join(f"  * {line}" for line in lines)),
             )
-        return super()._load_model(checkpoint)
+        checkpoint.pop("norms", None)
+        checkpoint.pop("pretraining", None)
+        first = shown(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        names = dict(self.model.named_parameters())
+        lacking = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+        lacking &= set(names)
+        if names and len(lacking) == len(names):
+            raise CheckpointError(
+                f"{self._path} has no parameter of the model: its keys are {first}, the model's "
+                f"{shown(names)}. tools/convert_weights.py converts published ResNets"
+            )
+        if lacking and self._complete:
+            raise CheckpointError(
+                f"{self._path} lacks {len(lacking)} of the model's {len(names)} parameters, or has "
+                f"them in another shape: {shown(sorted(lacking))}. Their random values would "
+                "be evaluated; name a checkpoint of the whole model"
+            )
+        return incompatible
 
 
 def _check_finite(model: nn.Module, last_checkpoint: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["compare_norms", "describe_norms", "infer_norms", "match_names"]
+__all__ = ["describe_norms", "infer_norms", "match_names", "same_kind"]
 
 # By the start of a class name, the more special ones first.
 _KINDS = (
@@ -43,7 +43,7 @@ _FAMILIES = (
 
 
 def describe_norms(model: nn.Module) -> dict[str, Any]:
-    """What `WSBCNCheckpointer` saves beside the weights, as plain dicts.
+    """The norm layers and convolutions of a model, as plain dicts.
 
     Returns:
         ``norms``: kind ("GN", "SyncSN", …) of each norm layer, by module name; ``convs``: whether
@@ -113,79 +113,6 @@ def _caffe2_norms(keys: Iterable[str]) -> dict[str, str]:
     return {key[:-2]: kinds[key[-5:]] for key in keys if key[-5:] in kinds}
 
 
-def compare_norms(
-    state: Mapping[str, Any], recorded: Mapping[str, Any] | None, model: nn.Module
-) -> list[str]:
-    """How the checkpoint's normalization differs from the model's.
-
-    Layers are matched by name, a backbone's also inside a detector. BN, SyncBN and FrozenBN count
-    as equal, and so do SN and SyncSN, and the three of BCN.
-
-    Args:
-        state: the checkpoint's state dict.
-        recorded: what `describe_norms` said when it was saved; None if nobody did.
-        model: the model that it is to be loaded into.
-
-    Returns:
-        one line for each difference, naming both sides; none where nothing differs.
-    """
-    ours = describe_norms(model)
-    theirs = dict(recorded["norms"]) if recorded else infer_norms(state)
-    convs = None if recorded is None else recorded["convs"]
-    return _compare_kinds(theirs, ours["norms"]) + _compare_ws(state, convs, ours["convs"])
-
-
-def _compare_kinds(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
-    matched = match_names(theirs, ours)
-    differing: dict[tuple[str, str], list[str]] = {}
-    for their_name, name in matched.items():
-        pair = (theirs[their_name], ours[name])
-        if not _same(*pair):
-            differing.setdefault(pair, []).append(name)
-    lines = [
-        f"norm layers: checkpoint has {their_kind}, model has {our_kind}: {len(names)} layer(s), "
-        f"such as {names[0]}"
-        for (their_kind, our_kind), names in differing.items()
-    ]
-    if matched:
-        return lines
-    # Other names altogether, to be translated by detectron2: compare what there is.
-    their_kinds, our_kinds = sorted(set(theirs.values())), sorted(set(ours.values()))
-    if our_kinds and any(not any(_same(a, b) for b in our_kinds) for a in their_kinds):
-        lines.append(
-            f"norm layers: checkpoint has {', '.join(their_kinds)}, "
-            f"model has {', '.join(our_kinds)}"
-        )
-    return lines
-
-
-def _compare_ws(
-    state: Mapping[str, Any], theirs: Mapping[str, bool] | None, ours: Mapping[str, bool]
-) -> list[str]:
-    if theirs is None:
-        weights = [key.removesuffix(".weight") for key in state if key.endswith(".weight")]
-        matched = set(match_names(weights, ours).values()) or set(ours if state else ())
-        names = [name for name in ours if ours[name] and name in matched]
-        if not names:
-            return []
-        return [
-            "weight standardization: checkpoint does not say (probably none), model standardizes "
-            f"{len(names)} of {len(matched)} convolutions, such as {names[0]}"
-        ]
-    pairs = [(theirs[a], ours[b], b) for a, b in match_names(theirs, ours).items()]
-    lines = []
-    for in_ours, text in ((True, "not in the model's"), (False, "not in the checkpoint's")):
-        names = [name for a, b, name in pairs if a != b and a == in_ours]
-        if names:
-            side = "checkpoint" if in_ours else "model"
-            lines.append(
-                f"weight standardization: {len(names)} convolution(s) standardized in the {side}, "
-                f"{text}, such as {names[0]} (checkpoint: {sum(a for a, _, _ in pairs)} of "
-                f"{len(pairs)}; model: {sum(b for _, b, _ in pairs)} of {len(pairs)})"
-            )
-    return lines
-
-
 def match_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
     """Their name → our name, where equal or where ours only has a prefix more."""
     ours = list(ours)
@@ -201,5 +128,6 @@ def match_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
     return matched
 
 
-def _same(theirs: str, ours: str) -> bool:
+def same_kind(theirs: str, ours: str) -> bool:
+    """Whether the two kinds share parameters and arithmetic: BN and FrozenBN, SN and SyncSN, …"""
     return theirs == ours or any({theirs, ours} <= family for family in _FAMILIES)

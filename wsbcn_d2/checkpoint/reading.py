@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["read_checkpoint", "unwrap"]
+from ..errors import UserError
+
+__all__ = ["CheckpointError", "check_is_file", "read_checkpoint", "unwrap"]
 
 # torch.save before 1.6: a pickle that starts with torch's magic number.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
@@ -33,45 +35,72 @@ _HARMLESS = {"collections.OrderedDict", "_codecs.encode"}
 _WRAPPERS = ("state_dict", "model", "blobs")
 
 
-def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
-    """What a checkpoint file holds: torch's files old and new, pickles of arrays, safetensors.
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be used; the message names it and says what to do."""
+
+
+def check_is_file(path: str | Path) -> None:
+    """Raise CheckpointError where there is no file, or a folder."""
+    path = Path(path)
+    if path.is_dir():
+        found = ", ".join(sorted(file.name for file in path.glob("*.pth"))) or "no .pth file"
+        raise CheckpointError(f"{path} is a folder; name a checkpoint in it (it has {found})")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there (looked for {path.absolute()})")
+
+
+def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -> Any:
+    """Read a checkpoint file: torch's formats old and new, pickles of arrays, safetensors.
+
+    The format is told from the content, not from the file's name.
 
     Args:
         path: a local file.
         trust: also read files that hold other objects than tensors, arrays and plain data. That
             runs code of the file's choice: only for files whose origin you trust.
+        mmap: leave the values of tensors on the disk until they are looked at, as ``torch.load``
+            does, where the format allows it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds other objects and is not trusted, or it is no checkpoint.
+        CheckpointError: the file is not there, is no checkpoint, is damaged, or holds other objects
+            and is not trusted.
     """
     path = Path(path)
+    check_is_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb") as file:
-        start = file.read(len(_LEGACY_TORCH))
-    if not (start.startswith(b"PK") or start == _LEGACY_TORCH):
-        return _read_pickle(path, trust)
+        start = file.read(200)
+    if not start.startswith((b"PK", _LEGACY_TORCH)):
+        return _read_pickle(path, start, trust)
     names: list[Any] = [(value, name) for name, value in _NUMPY_NAMES.items()]
     try:
         with torch.serialization.safe_globals([*names, *_NUMPY_DTYPES]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mmap and start.startswith(b"PK")  # not the format before torch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
-        raise ValueError(_refusal(path, str(error))) from error
+        raise CheckpointError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} is damaged or incomplete ({size:,} bytes); get it anew: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} needs the package safetensors: pip install safetensors"
         ) from error
-    return load_file(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # the package's own, which is no subclass of any
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -86,26 +115,39 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {full}")
 
 
-def _read_pickle(path: Path, trust: bool) -> Any:
+def _read_pickle(path: Path, start: bytes, trust: bool) -> Any:
     # latin1: what arrays of Python 2 need.
     unpickler = pickle.Unpickler if trust else _ArrayUnpickler
     try:
         with path.open("rb") as file:
             return unpickler(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise ValueError(_refusal(path, str(error))) from error
-        raise ValueError(f"{path} is neither a torch file nor a pickle: {error}") from error
     except Exception as error:  # a file that is no pickle can raise anything
-        raise ValueError(f"{path} is neither a torch file nor a pickle: {error}") from error
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise CheckpointError(_refusal(path, str(error))) from error
+        raise CheckpointError(f"{path} is no checkpoint but {_describe(start, error)}") from error
+
+
+def _describe(start: bytes, error: Exception) -> str:
+    """What a file is that is not a checkpoint, from its first bytes."""
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; `git lfs pull` gets the file itself"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        return "a web page; the download went wrong"
+    text = start.decode("utf-8", "replace")
+    if "\ufffd" not in text and (text.isprintable() or "\n" in text):
+        return f"a text file, which starts with {text.splitlines()[0][:60]!r}"
+    return f"a file of another format, or damaged ({error})"
 
 
 def _refusal(path: Path, message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     what = f" ({found.group(1)})" if found else ""
     return (
-        f"{path} holds objects other than tensors{what}; reading them runs code of the file's "
-        "choice. If you trust its origin: --trust on the command line, trust=True in Python"
+        f"{path} holds objects other than tensors{what}, and reading those runs code of the file's "
+        "choice. If you trust its origin, tools/convert_weights.py --trust (trust=True in Python) "
+        "reads it; or save its state dict alone"
     )
 
 

@@ -363,7 +363,7 @@ def evaluate(job: Job, resume: bool) -> Results:
     model = job.build_model()
     ema = ModelEMA(model, job.options.ema.decay) if job.options.ema.enabled else None
     state: dict[str, Any] = {} if ema is None else {"ema": ema.averaged}
-    checkpointer = WSBCNCheckpointer(model, job.options.output_dir, **state)
+    checkpointer = WSBCNCheckpointer(model, job.options.output_dir, complete=True, **state)
     path = job.options.init_checkpoint
     if resume:
         path = checkpointer.find_loadable() or path

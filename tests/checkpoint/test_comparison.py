@@ -1,6 +1,5 @@
 """What is said of a model whose setting is not the one its weights were trained in."""
 
-import logging
 from dataclasses import asdict
 
 import pytest
@@ -13,10 +12,11 @@ from torch import nn
 import wsbcn_d2
 from wsbcn_d2.checkpoint import (
     Pretraining,
-    WSBCNCheckpointer,
-    compare_pretraining,
+    compare_with_checkpoint,
+    describe_model,
     describe_norms,
 )
+from wsbcn_d2.checkpoint.comparison import compare_parameters
 from wsbcn_d2.modeling import CeilPoolStem, standardize_convs
 from wsbcn_d2.norms import SwitchNorm2d
 
@@ -51,7 +51,13 @@ class Detector(nn.Module):
 
 
 def compare(recorded, model, norm, images=None):
-    return compare_pretraining(asdict(recorded), describe_norms(backbone(norm)), model, images)
+    body = backbone(norm)
+    checkpoint = {
+        "model": body.state_dict(),
+        "norms": describe_norms(body),
+        "pretraining": asdict(recorded),
+    }
+    return compare_with_checkpoint(checkpoint, model, images)
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN", "SyncSN"])
@@ -65,39 +71,52 @@ def test_the_stride_in_another_convolution_is_told(stride_in_1x1):
     recorded = Pretraining("mmdet", stride_in_1x1=stride_in_1x1)
     assert compare(recorded, backbone("GN", stride_in_1x1=stride_in_1x1), "GN") == []
     (line,) = compare(recorded, backbone("GN", stride_in_1x1=not stride_in_1x1), "GN")
-    first, second = ("1x1", "3x3") if stride_in_1x1 else ("3x3", "1x1")
-    assert f"stride in the {first} convolution in pretraining, in the {second}" in line
-
-
-def test_basic_blocks_have_no_choice_of_stride():
-    recorded = Pretraining("torchvision", bottleneck=False, stride_in_1x1=False)
-    assert compare(recorded, backbone("BN", stride_in_1x1=True), "BN") == []
+    assert f"stride_in_1x1: {stride_in_1x1} in the checkpoint, {not stride_in_1x1} in" in line
 
 
 def test_another_pooling_in_the_stem_is_told():
     recorded = Pretraining("ssn", stem_pool="ceil")
     assert compare(recorded, backbone("SSN", stem=CeilPoolStem), "SSN") == []
     (line,) = compare(recorded, backbone("SSN"), "SSN")
-    assert "stem: ceil max pooling in pretraining, padded in the model" in line
+    assert "stem_pool: 'ceil' in the checkpoint, 'padded' in the model" in line
 
 
-def test_the_other_eps_mode_is_told_of_the_pretrained_convolutions():
-    recorded = Pretraining("bcn", ws=True, ws_eps_mode="inside")
-    model = nn.ModuleDict({"backbone": standardize_convs(backbone("GN"), eps_mode="inside")})
-    # A head's own convolution is nobody's pretraining.
-    model["head"] = standardize_convs(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)))
-    assert compare(recorded, model, "GN") == []
-    standardize_convs(model["backbone"], eps_mode="outside")
-    (line,) = compare(recorded, model, "GN")
-    assert "eps_mode 'inside' in pretraining, 'outside' in the model" in line
+def test_the_other_eps_mode_is_told():
+    inside = standardize_convs(backbone("GN"), eps_mode="inside")
+    outside = standardize_convs(backbone("GN"), eps_mode="outside")
+    for checkpoint in (
+        {"norms": describe_model(inside)},
+        {
+            "norms": describe_norms(inside),
+            "pretraining": asdict(Pretraining("bcn", ws=True, ws_eps_mode="inside")),
+        },
+    ):
+        checkpoint["model"] = inside.state_dict()
+        assert compare_with_checkpoint(checkpoint, inside) == []
+        (line,) = compare_with_checkpoint(checkpoint, outside)
+        assert "ws_eps_mode: 'inside' in the checkpoint, 'outside' in the model" in line
+
+
+def test_weights_without_ws_have_no_eps_mode():
+    recorded = Pretraining("mmdet", ws=False)
+    (line,) = compare(recorded, standardize_convs(backbone("GN"), eps_mode="inside"), "GN")
+    assert line.startswith("weight standardization: 0 of")
 
 
 def test_the_order_of_colours_and_the_mean_are_told():
     recorded = Pretraining("torchvision")
     (line,) = compare(recorded, Detector(backbone("BN"), "BGR", (103.53, 116.28, 123.675)), "BN")
-    assert line == "input: RGB in pretraining, BGR in the model"
+    assert "input_format: 'RGB' in the checkpoint, 'BGR' in the model" in line
     (line,) = compare(recorded, Detector(backbone("BN"), mean=(103.53, 116.28, 123.675)), "BN")
-    assert "pixel_mean [123.675, 116.28, 103.53] in pretraining, [103.53, 116.28, 123.675]" in line
+    assert "pixel_mean: (123.675, 116.28, 103.53) in the checkpoint, (103.53, 116.28, 123" in line
+
+
+def test_a_checkpoint_of_our_own_has_the_record_too():
+    theirs = Detector(backbone("GN", stride_in_1x1=True), "BGR")
+    checkpoint = {"model": theirs.state_dict(), "norms": describe_model(theirs)}
+    assert compare_with_checkpoint(checkpoint, theirs) == []
+    lines = compare_with_checkpoint(checkpoint, Detector(backbone("GN")))
+    assert [line.partition(":")[0] for line in lines] == ["stride_in_1x1", "input_format"]
 
 
 # --- minibatch (arXiv:1907.10473, Table XI item 4) ---------------------------------------------
@@ -153,60 +172,16 @@ def test_an_evaluation_has_no_minibatch():
     assert compare(recorded, Detector(backbone("SN")), "SN") == []
 
 
-# --- in the checkpointer ---------------------------------------------------------------------
+def test_parameters_that_do_not_fit_are_counted_and_named():
+    def head(classes, name="head"):
+        return nn.ModuleDict({"body": nn.Linear(2, 2), name: nn.Linear(2, classes)})
 
-
-@pytest.fixture
-def log(monkeypatch):
-    """Messages to the check's logger, whatever an earlier test set the loggers to."""
-    messages = []
-    logger = logging.getLogger("wsbcn_d2.checkpoint.pretraining_check")
-    monkeypatch.setattr(logger, "warning", lambda m, *args: messages.append(m % args))
-    monkeypatch.setattr(logger, "info", lambda m, *args: messages.append(m % args))
-    return messages
-
-
-def converted(tmp_path, norm, **fields):
-    body = backbone(norm)
-    content = {
-        "model": body.state_dict(),
-        "matching_heuristics": True,
-        "norms": describe_norms(body),
-        "pretraining": asdict(Pretraining(**fields, norm=norm)),
-    }
-    torch.save(content, tmp_path / "x.pth")
-    return str(tmp_path / "x.pth")
-
-
-def test_loading_warns_loudly_and_names_the_file(tmp_path, log):
-    path = converted(tmp_path, "SN", source="torchvision", minibatch=32)
-    model = Detector(backbone("SN"), "BGR")
-    rest = WSBCNCheckpointer(model, images_per_process=1).load(path)
-    (message,) = log
-    assert "PRETRAINING DIFFERS" in message and path in message
-    assert "  * input: RGB" in message and "  * minibatch: statistics over 32 images" in message
-    assert "pretraining" not in rest and "norms" not in rest
-
-
-def test_loading_what_fits_says_nothing(tmp_path, log):
-    path = converted(tmp_path, "SN", source="torchvision", minibatch=2)
-    WSBCNCheckpointer(Detector(backbone("SN")), images_per_process=2).load(path)
-    assert log == []
-
-
-def test_a_minibatch_that_is_not_recorded_is_mentioned(tmp_path, log):
-    path = converted(tmp_path, "SN", source="torchvision")
-    WSBCNCheckpointer(Detector(backbone("SN")), images_per_process=2).load(path)
-    (message,) = log
-    assert "not recorded; SN sees 2 images a process" in message
-
-
-def test_the_released_sns_unbiased_variances_are_mentioned(tmp_path, log):
-    path = converted(tmp_path, "SN", source="sn", minibatch=2, unbiased=True)
-    WSBCNCheckpointer(Detector(backbone("SN")), images_per_process=2).load(path)
-    (message,) = log
-    assert "divisor L - 1" in message and "unbiased=True" in message
-    log.clear()
-    exact = Detector(backbone(lambda channels: SwitchNorm2d(channels, unbiased=True)))
-    WSBCNCheckpointer(exact, images_per_process=2).load(path)
-    assert log == []
+    state = head(3).state_dict()
+    assert compare_parameters(state, head(3)) == []
+    (line,) = compare_parameters(state, head(10))
+    assert "2 tensor(s) of another shape" in line and "head.weight: (3, 2) in the ch" in line
+    only = compare_parameters(state, head(3, "top"))
+    assert only == [
+        "2 tensor(s) only in the checkpoint: head.weight, head.bias",
+        "2 tensor(s) only in the model: top.weight, top.bias",
+    ]
