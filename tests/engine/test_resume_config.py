@@ -49,3 +49,20 @@ def test_an_unchanged_config_is_not_told_of(folder: Path, caplog: pytest.LogCapt
     caplog.set_level(logging.WARNING)
     training(folder, "same", resume=True)
     assert "differs from the one" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("norm", "override"), [("SN", "train.log_period=1"), ("GN", "model.roi_heads.num_classes=90")]
+)
+def test_another_model_that_was_asked_for_trains_on_with_what_fits(
+    folder: Path, caplog: pytest.LogCaptureFixture, norm: str, override: str
+) -> None:
+    output = f"other {norm}"
+    training(folder, output, "train.max_iter=2")
+    caplog.set_level(logging.WARNING)
+    allow = "train.resume.other_model=True"
+    end = training(folder, output, "train.max_iter=3", allow, override, norm=norm, resume=True)
+    assert end["iteration"] == 2
+    assert "no optimizer state (momentum) that fits" in caplog.text
+    state = end["trainer"]["optimizer"]["state"]
+    assert all("momentum_buffer" in values for values in state.values())

@@ -68,6 +68,8 @@ def describe_changes(
     lines = []
     for key, (old, new) in changes.items():
         kept = key.startswith(_OPTIMIZER_KEYS) and not new_hyperparameters
+        # Another kind of optimizer cannot take the checkpoint's.
+        kept = kept and "optimizer._target_" not in changes
         effect = "the checkpoint's is used" if kept else "the new one is used"
         lines.append(f"{key}: {_short(old)} -> {_short(new)} ({effect})")
     return lines

@@ -15,7 +15,7 @@ from torch import nn
 from .batch import BatchPlan
 from .hooks import is_due
 
-__all__ = ["Hyperparameters", "Progress", "RankStates"]
+__all__ = ["Progress", "RankStates"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,33 +169,3 @@ class RankStates(HookBase):
         for model, saved in zip(self._models, own.get("buffers", []), strict=False):
             for name, buffer in model.named_buffers():
                 buffer.copy_(saved[name])
-
-
-class Hyperparameters:
-    """An optimizer's learning rate, momentum, weight decay, …, before a checkpoint overwrites them.
-
-    Args:
-        optimizer: as built from the config, before its state is loaded.
-        scheduler: of its learning rate; torch's, or fvcore's multiplier.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._groups = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in optimizer.param_groups
-        ]
-
-    def restore(self) -> None:
-        """Put them back, after a checkpoint was loaded.
-
-        The learning rate stays where it is in the schedule: the base rate is the config's.
-        """
-        for group, ours in zip(self._optimizer.param_groups, self._groups, strict=True):
-            base = ours.get("initial_lr", ours["lr"])
-            factor = group["lr"] / group.get("initial_lr", group["lr"])
-            group.update(ours, initial_lr=base, lr=base * factor)
-        if isinstance(self._scheduler, torch.optim.lr_scheduler.LRScheduler):
-            groups = self._optimizer.param_groups
-            self._scheduler.base_lrs = [group["initial_lr"] for group in groups]

@@ -43,7 +43,8 @@ from .launch import is_consequence, launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
-from .resume import Hyperparameters, Progress, RankStates
+from .resume import Progress, RankStates
+from .resumed_optimizer import ResumedOptimizer
 from .trainer import Trainer
 
 __all__ = ["argument_parser", "evaluate", "main", "run", "train"]
@@ -194,7 +195,7 @@ def train(job: Job, resume: bool) -> Results:
     checkpointer = WSBCNCheckpointer(
         wrapped, options.output_dir, images_per_process=images, config=config, **state
     )
-    hyperparameters = Hyperparameters(optimizer, scheduler)
+    resumed_optimizer = ResumedOptimizer(optimizer, scheduler, model)
     # With a period of 0, at the end only.
     period = options.checkpointer.period if options.checkpointer.period > 0 else options.max_iter
     max_to_keep = options.checkpointer.max_to_keep
@@ -248,8 +249,7 @@ def train(job: Job, resume: bool) -> Results:
     loaded = checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     if resume and checkpointer.has_checkpoint():
         start_iter = trainer.iter + 1
-        if options.resume.new_hyperparameters:
-            hyperparameters.restore()
+        resumed_optimizer.after_load(options.resume.new_hyperparameters)
         _log_changes(loaded.get("config"), config, options.resume.new_hyperparameters)
         saver.recent_checkpoints = checkpointer.periodic_checkpoints()
         logger.info("Resuming at iteration %d of %d", start_iter, options.max_iter)
