@@ -42,7 +42,7 @@ def message(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["model._target_=no.such.Class"], "model._target_: cannot find no.such.Class"),
         (["--eval-only"], "--eval-only needs weights: train.init_checkpoint names none"),
         (["train.init_checkpoint=wsbcn://resnet50_gnws"], "nearest: resnet50_gn_ws"),
-        (["train.init_checkpoint=page.pth"], "is no checkpoint: it starts with '<html>404</html>'"),
+        (["train.init_checkpoint=page.pth"], "is no checkpoint but a web page"),
     ],
 )
 def test_a_mistake_ends_with_one_message(
