@@ -40,7 +40,8 @@ def test_changelog_and_citation_know_the_version():
 
 def test_each_trap_names_tests_that_exist():
     rows = re.findall(r"^\| (\d+) \|.*$", (ROOT / "docs/traps.md").read_text(), flags=re.MULTILINE)
-    assert [int(number) for number in rows] == list(range(1, 21))
+    assert [int(number) for number in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 20
     text = (ROOT / "docs/traps.md").read_text(encoding="utf-8")
     for line in text.splitlines():
         if not re.match(r"\| \d+ \|", line):

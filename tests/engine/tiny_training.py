@@ -64,9 +64,7 @@ def training(
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)  # as default_setup does
     train(build_job(cfg, "cpu"), resume)
-    checkpoint = torch.load(folder / output / "model_final.pth", weights_only=True)
-    del checkpoint["config"]["train.output_dir"]  # each run has its own
-    return checkpoint
+    return torch.load(folder / output / "model_final.pth", weights_only=True)
 
 
 @contextmanager
