@@ -30,7 +30,13 @@ from detectron2.utils import comm
 from ..errors import UserError
 from .seeding import hashed, seeded
 
-__all__ = ["BadDataError", "TrainLoader", "WorkerError", "build_train_loader"]
+__all__ = [
+    "BadDataError",
+    "TrainLoader",
+    "WorkerError",
+    "build_train_loader",
+    "describe_bad_image",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +141,7 @@ class TrainLoader:
             try:
                 batch, count, skipped = next(self._iterator)
             except BadDataError as error:
-                # torch puts the worker's traceback before the message.
-                message = str(error).rpartition(f"{BadDataError.__name__}: ")[2].rstrip()
+                message = str(error)
             if message:
                 # Not in the handler: that error's traceback keeps torch's iterator alive in a
                 # cycle, of which the garbage collector makes a queue that is closed before the
@@ -247,7 +252,8 @@ class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
             except MemoryError:
                 raise
             except Exception as error:  # whatever a decoder or an augmentation makes of bad data
-                message = _describe(record, index, position, error)
+                where = f"dataset index {index}, position {position} of the run"
+                message = describe_bad_image(record, where, error)
                 if not self._skip_bad:
                     raise BadDataError(
                         f"{message}\n  To go on with another image instead: "
@@ -264,12 +270,19 @@ class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
         )
 
 
-def _describe(record: Any, index: int, position: int, error: Exception) -> str:
+def describe_bad_image(record: Any, where: str, error: Exception) -> str:
+    """Return the message about an image that a mapper cannot use.
+
+    Args:
+        record: of the dataset.
+        where: in which part of the run, after the image's id.
+        error: of the mapper.
+    """
     fields = record if isinstance(record, dict) else {}
     return (
         f"image {fields.get('file_name', '(no file name)')} (image_id "
-        f"{fields.get('image_id', 'unknown')}, dataset index {index}, position {position} of the "
-        f"run) cannot be used: {type(error).__name__}: {error}{_where(error)}"
+        f"{fields.get('image_id', 'unknown')}, {where}) cannot be used: {type(error).__name__}: "
+        f"{error}{_where(error)}"
     )
 
 

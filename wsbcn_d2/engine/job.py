@@ -34,6 +34,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..data.evaluation_loader import name_bad_images
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..errors import ConfigError
 from .batch import BatchPlan
@@ -154,6 +155,7 @@ class Job:
         """
         results: Results = OrderedDict()
         for name, loader, evaluator in self.evaluations():
+            name_bad_images(loader)
             result = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
                 logger.info("Evaluation results for %s in csv format:", name)
