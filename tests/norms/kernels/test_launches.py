@@ -28,7 +28,7 @@ FREE = {
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*trains on one sample"),
-    pytest.mark.usefixtures("on_triton"),
+    pytest.mark.usefixtures("triton_runs", "on_triton"),
 ]
 
 

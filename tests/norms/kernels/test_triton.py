@@ -23,6 +23,8 @@ from wsbcn_d2.norms import WSConv2d, kernels, normalize
 pytest.importorskip("triton", reason="triton is not installed")
 from wsbcn_d2.norms.kernels import tiling, triton_passes, triton_weights
 
+pytestmark = pytest.mark.usefixtures("triton_runs")
+
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA GPU")
