@@ -40,11 +40,14 @@ def main() -> None:
         sys.exit(NO_DETECTRON2.format(error=error, python=sys.executable, path=paths))
 
     from wsbcn_d2.engine import argument_parser, run
+    from wsbcn_d2.engine.launch import end_process, under_torchrun
     from wsbcn_d2.errors import exit_with_message
 
     args = argument_parser(EPILOG).parse_args()
     with exit_with_message("train_net.py"):
         run(args)
+    if under_torchrun():
+        end_process(0)
 
 
 if __name__ == "__main__":

@@ -227,10 +227,10 @@ def test_a_taken_port_is_passed_over_by_both_sides():
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("", ports_of(job)[0]))
         taken.listen()
-        other = meet(0, "127.0.0.1", job, "4711.0", timeout=10)
-        store = meet(0, "127.0.0.1", job, "4711.1", timeout=10)
+        other = meet(0, "127.0.0.1", job, "4711.0", timeout=60)
+        store = meet(0, "127.0.0.1", job, "4711.1", timeout=60)
         assert other.port != store.port
-        found = meet(1, "127.0.0.1", job, "4711.1", timeout=10)
+        found = meet(1, "127.0.0.1", job, "4711.1", timeout=60)
         assert found.port == store.port
         store.set("key", "value")
         assert found.get("key") == b"value"

@@ -8,13 +8,14 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import torch
@@ -32,7 +33,7 @@ from torch.multiprocessing.spawn import (
 from ..errors import ConfigError, RankFailedError, UserError
 from .preemption import EXIT_STOPPED
 
-__all__ = ["is_consequence", "launch", "planned_world_size", "under_torchrun"]
+__all__ = ["end_process", "is_consequence", "launch", "planned_world_size", "under_torchrun"]
 
 _TIMEOUT = timedelta(minutes=30)
 _START_METHOD = "spawn"  # CUDA does not survive a fork
@@ -238,6 +239,23 @@ def _spawned(
     except UserError as error:
         errors.send(error)
         raise
+    except SystemExit as stop:
+        end_process(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+    end_process(0)
+
+
+def end_process(status: int) -> NoReturn:
+    """End a rank that is done, without tearing the interpreter down.
+
+    A thread of torch's that asks for the interpreter's lock meanwhile would abort the process
+    ("terminate called without an active exception"), and the run would seem to have failed.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _open_store(
