@@ -220,15 +220,14 @@ def _launches(report: Path) -> str:
     return "\n".join(["| layer, input | launches |", "|---|---|", *rows]) + "\n"
 
 
-def _prepare_page(output: Path, device: str) -> Path:
-    """A page with a place for each table that the benchmarks write."""
+def _prepare_page(output: Path, device: str) -> None:
+    """Write a page with a place for each table that the benchmarks write."""
     variants = ["", "_channels_last", "_bfloat16", "_bfloat16_channels_last"]
     names = ["models_1_image", "models"]
     names += [f"{suite}{variant}" for suite in ("layers", "convs") for variant in variants]
     page = output / "performance.md"
     places = [f"<!-- benchmark: {device}_{name} -->\n<!-- end -->\n" for name in names]
     page.write_text("\n".join(places), encoding="utf-8")
-    return page
 
 
 def _machine(device: str) -> str:
