@@ -39,15 +39,9 @@ def main() -> None:
         paths = "\n    ".join(path for path in sys.path if path)
         sys.exit(NO_DETECTRON2.format(error=error, python=sys.executable, path=paths))
 
-    from wsbcn_d2.engine import argument_parser, run
-    from wsbcn_d2.engine.launch import end_process, under_torchrun
-    from wsbcn_d2.errors import exit_with_message
+    from wsbcn_d2.engine import run_command_line
 
-    args = argument_parser(EPILOG).parse_args()
-    with exit_with_message("train_net.py"):
-        run(args)
-    if under_torchrun():
-        end_process(0)
+    run_command_line(epilog=EPILOG)
 
 
 if __name__ == "__main__":

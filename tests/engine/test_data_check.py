@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.engine.tiny_run import LAZY_CONFIG, ROOT, make_dataset, train_net
 from wsbcn_d2.data.findings import Needs
-from wsbcn_d2.engine import ConfigError, load_config
+from wsbcn_d2.engine import ConfigError, Detection, load_config
 from wsbcn_d2.engine.data_check import check_data, dataset_needs
 from wsbcn_d2.errors import UserError
 from wsbcn_d2.recipes import config_file
@@ -157,7 +157,7 @@ def test_under_torchrun_one_process_tells(folder, changed):
 def check(folder, *options, config="mine.py", eval_only=False):
     """What is done before any process is started."""
     cfg = load_config(str(folder / config), [f"train.output_dir={folder}", *options])
-    check_data(cfg, argparse.Namespace(eval_only=eval_only))
+    check_data(cfg, argparse.Namespace(eval_only=eval_only), Detection())
 
 
 def test_what_training_can_go_on_with_is_one_warning_of_the_log(folder, changed, caplog):

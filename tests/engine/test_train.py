@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
 from wsbcn_d2.engine import ConfigError, UserError, build_job, load_config, main
-from wsbcn_d2.engine.train import _results_table, _set_aside
+from wsbcn_d2.engine.detection import Detection
+from wsbcn_d2.engine.train import _results_table, _rows, _set_aside
 
 
 @pytest.fixture
@@ -21,16 +22,20 @@ def cfg(tmp_path):
 
 def test_the_table_has_a_row_for_each_task_of_each_dataset():
     metrics = {"AP": 12.345, "AP50": 20.0, "AP-cat": 1.0}
-    lines = _results_table({"bbox": metrics, "segm": metrics}).splitlines()
+
+    def table(results):
+        return _results_table(_rows(results), Detection.metrics)
+
+    lines = table({"bbox": metrics, "segm": metrics}).splitlines()
     assert lines[1].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert [line.split()[0] for line in lines[3:]] == ["bbox", "segm"]
     assert lines[3].split()[1:4] == ["12.35", "20.00", "nan"]
-    nested = _results_table({"a_val": {"bbox": metrics}, "b_val": {"bbox": metrics}})
+    nested = table({"a_val": {"bbox": metrics}, "b_val": {"bbox": metrics}})
     assert [line.split()[:2] for line in nested.splitlines()[3:]] == [
         ["a_val", "bbox"],
         ["b_val", "bbox"],
     ]
-    assert _results_table({}).startswith("No evaluation results")
+    assert table({}).startswith("No evaluation results")
 
 
 def test_metrics_of_an_earlier_run_are_set_aside(tmp_path):

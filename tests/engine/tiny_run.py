@@ -123,6 +123,18 @@ def make_dataset(root: Path, num_train: int = 8, num_val: int = 4) -> None:
         (annotation_folder / f"instances_{split}.json").write_text(json.dumps(content))
 
 
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a command of a user, with ``more``."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        # No GPU, wherever the tests run: these are the CPU's.
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
+
+
 def train_net(
     *args: str, datasets: Path, cwd: Path, runner: tuple[str, ...] = (), timeout: int = 200
 ) -> subprocess.CompletedProcess[str]:
@@ -139,18 +151,10 @@ def start_train_net(
     *args: str, datasets: Path, cwd: Path, runner: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
     """Start train_net.py as a user does."""
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(datasets),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        # No GPU, wherever the tests run: these are the CPU's.
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     return subprocess.Popen(
         [sys.executable, *runner, str(ROOT / "train_net.py"), *args],
         cwd=cwd,
-        env=environment,
+        env=environment(DETECTRON2_DATASETS=str(datasets)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,3 +96,22 @@ def differing(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, list | tuple):
         return differing(dict(enumerate(a)), dict(enumerate(b)), path)
     return [] if a == b else [path]
+
+
+@contextmanager
+def signal_at(iteration: int) -> Iterator[None]:
+    """Inside, a training in this process receives SIGUSR2 during an iteration."""
+    from wsbcn_d2.engine import Trainer
+
+    backward = Trainer.backward
+
+    def signalling(self: Trainer, loss: torch.Tensor) -> None:
+        if self.iter == iteration:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        backward(self, loss)
+
+    Trainer.backward = signalling  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer.backward = backward  # type: ignore[method-assign]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from .builtin import register_digits
 from .digits import build_digits
 from .read_image import register_16_bit_images
+from .train_loader import build_train_loader
 
-__all__ = ["build_digits", "register_digits"]
+__all__ = ["build_digits", "build_train_loader", "register_digits"]
 
 register_digits()
 register_16_bit_images()

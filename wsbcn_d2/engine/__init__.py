@@ -4,17 +4,20 @@ from .. import known_warnings  # noqa: F401  before detectron2
 from ..errors import ConfigError, RankFailedError, UserError
 from .buffers import average_buffers
 from .config import check_config, load_config, resolve_config_file, resolve_device
+from .detection import Detection
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
-from .train import argument_parser, evaluate, main, run, train
+from .task import Task
+from .train import argument_parser, evaluate, main, run, run_command_line, train
 from .trainer import Trainer
 
 __all__ = [
     "BatchAverage",
     "BufferAverager",
     "ConfigError",
+    "Detection",
     "EvalHook",
     "Job",
     "LazyJob",
@@ -22,6 +25,7 @@ __all__ = [
     "RankFailedError",
     "RatioWriter",
     "SparsityRamp",
+    "Task",
     "Trainer",
     "UserError",
     "YamlJob",
@@ -36,5 +40,6 @@ __all__ = [
     "resolve_config_file",
     "resolve_device",
     "run",
+    "run_command_line",
     "train",
 ]

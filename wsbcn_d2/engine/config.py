@@ -27,6 +27,7 @@ from .batch import BatchPlan, plan_batch
 from .options import Config, Options, add_engine_config, did_you_mean, read_options
 from .start_check import check_start
 from .targets import check_optimizer, check_targets
+from .task import Task
 
 __all__ = [
     "Config",
@@ -41,6 +42,12 @@ __all__ = [
     "resolve_config_file",
     "resolve_device",
 ]
+
+
+# Metadata of detectron2's builtin datasets.
+_DATASET_PATHS = (
+    "json_file", "image_root", "panoptic_root", "panoptic_json", "dirname", "image_dir", "gt_dir",
+)  # fmt: skip
 
 
 def is_lazy(cfg: Config) -> bool:
@@ -91,13 +98,14 @@ def _nearest(name: str, known: Iterable[str], n: int = 4) -> list[str]:
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=n, cutoff=0.5)
 
 
-def load_config(path: str, opts: Sequence[str] = ()) -> Config:
+def load_config(path: str, opts: Sequence[str] = (), task: Task | None = None) -> Config:
     """Load a config and apply overrides.
 
     Args:
         path: a ``.py`` or ``.yaml`` file. A yaml with ``_target_`` keys (what a lazy run saves as
             ``config.yaml``) is a lazy config, every other one detectron2's CfgNode.
         opts: ``path.key=value`` for lazy configs, ``KEY VALUE`` pairs for CfgNodes.
+        task: adds its keys to detectron2's default yaml config.
 
     Raises:
         ConfigError: an override or key that the config does not have, or the wrong kind of one.
@@ -107,7 +115,7 @@ def load_config(path: str, opts: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{opt} stands behind the overrides; put it before them")
     with open(path, encoding="utf-8") as file:
         lazy = path.endswith(".py") or re.search(r"\b_target_\s*:", file.read()) is not None
-    return _load_lazy(path, list(opts)) if lazy else _load_yaml(path, list(opts))
+    return _load_lazy(path, list(opts)) if lazy else _load_yaml(path, list(opts), task or Task())
 
 
 def _load_lazy(path: str, opts: list[str]) -> DictConfig:
@@ -168,12 +176,13 @@ def _keys(node: Any, prefix: str) -> list[str]:
     return found
 
 
-def _load_yaml(path: str, opts: list[str]) -> CfgNode:
+def _load_yaml(path: str, opts: list[str], task: Task) -> CfgNode:
     from ..modeling import add_wsbcn_config
 
     cfg = get_cfg()
     add_wsbcn_config(cfg)
     add_engine_config(cfg)
+    task.add_config(cfg)
     if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
         raise ConfigError(
             f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
@@ -270,8 +279,16 @@ def check_output_folder(cfg: Config) -> None:
         ) from error
 
 
-def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
+def check_config(
+    cfg: Config, args: argparse.Namespace, world_size: int, task: Task | None = None
+) -> None:
     """Find what is wrong with a run before any process is started for it.
+
+    Args:
+        cfg: from `load_config`.
+        args: ``eval_only`` and ``resume`` are read.
+        world_size: how many processes there will be.
+        task: what is learned; `Detection` if None.
 
     Raises:
         ConfigError: an argument that a call does not take, an option of the wrong type or range, an
@@ -286,7 +303,7 @@ def check_config(cfg: Config, args: argparse.Namespace, world_size: int) -> None
     for split in ["test"] if args.eval_only else ["train", "test"]:
         for name in dataset_names(cfg, split):
             _check_dataset(name)
-    check_start(cfg, args)
+    check_start(cfg, args, task)
     if not args.eval_only:
         check_optimizer(cfg)
         batch_plan(cfg, world_size)
@@ -327,7 +344,7 @@ def _check_dataset(name: str) -> None:
     setting = os.environ.get("DETECTRON2_DATASETS")
     root = os.path.abspath(os.path.expanduser(setting or "datasets")) + os.sep
     metadata = MetadataCatalog.get(name)
-    for what in ("json_file", "image_root", "panoptic_root", "panoptic_json", "dirname"):
+    for what in _DATASET_PATHS:
         path = os.path.abspath(str(metadata.get(what, "")))
         if path.startswith(root) and not os.path.exists(path):
             value = "not set, so datasets/ was taken" if setting is None else setting

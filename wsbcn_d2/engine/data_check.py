@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +21,23 @@ from ..errors import ConfigError, UserError
 from .config import dataset_names, is_lazy
 from .launch import under_torchrun
 from .options import Config, read_options
+from .task import Task
 
-__all__ = ["check_data", "dataset_needs"]
+__all__ = ["check_data", "check_detection_data", "dataset_needs"]
 
 logger = logging.getLogger(__name__)
 
 
-def check_data(cfg: Config, args: argparse.Namespace) -> None:
-    """Look the run's datasets over; log what is odd, once, on rank 0.
+def check_data(cfg: Config, args: argparse.Namespace, task: Task) -> None:
+    """Have the task look the run's datasets over, once, on rank 0.
 
     The process that starts the others calls it; where torchrun or several machines start them, all
     of them do.
+
+    Args:
+        cfg: the config.
+        args: ``eval_only`` is read.
+        task: whose `Task.check_data` is called.
 
     Raises:
         UserError: the run would fail on its data or learn from wrong labels.
@@ -38,7 +45,10 @@ def check_data(cfg: Config, args: argparse.Namespace) -> None:
     """
     message = ""
     if comm.is_main_process():
-        message = _check_all(cfg, ["test"] if args.eval_only else ["train", "test"])
+        try:
+            task.check_data(cfg, ["test"] if args.eval_only else ["train", "test"])
+        except UserError as error:
+            message = str(error)
     message = comm.all_gather(message)[0]
     if message and under_torchrun() and not comm.is_main_process():
         raise SystemExit(1)
@@ -46,8 +56,16 @@ def check_data(cfg: Config, args: argparse.Namespace) -> None:
         raise UserError(message)
 
 
-def _check_all(cfg: Config, splits: list[str]) -> str:
-    """Log the warnings and return the errors."""
+def check_detection_data(cfg: Config, splits: Sequence[str]) -> None:
+    """Check a detector's datasets; what is odd but not wrong is logged, once.
+
+    Args:
+        cfg: the config.
+        splits: ``"train"``, ``"test"`` or both.
+
+    Raises:
+        UserError: the run would fail on its data or learn from wrong labels.
+    """
     reports = {}
     for split in splits:
         needs = dataset_needs(cfg, split)
@@ -57,14 +75,13 @@ def _check_all(cfg: Config, splits: list[str]) -> str:
     found = [report for report in reports.values() if report.findings]
     text = "\n".join(dict.fromkeys(map(str, found)))  # one set may be of both splits
     if any(report.has_errors() for report in found):
-        return text
+        raise UserError(text)
     if found:
         # As in every process; this one may be about to start them.
         setup_logger(
             read_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="wsbcn_d2"
         )
         logger.warning("The run goes on with these flaws of its data:\n%s", text)
-    return ""
 
 
 def _compare_classes(reports: dict[tuple[str, str], Report]) -> None:

@@ -12,23 +12,9 @@ from typing import Any
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import (
-    DatasetMapper,
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine.defaults import DefaultTrainer
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    LVISEvaluator,
-    PascalVOCDetectionEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-)
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
@@ -39,8 +25,10 @@ from ..data.train_loader import TrainLoader, build_train_loader
 from ..errors import ConfigError
 from .batch import BatchPlan
 from .config import batch_plan, dataset_names, is_lazy
+from .detection import Detection
 from .options import Config, Options, read_options
-from .targets import build, explain_building
+from .targets import build, explain_building, takes_argument
+from .task import Task
 
 __all__ = ["Job", "LazyJob", "YamlJob", "build_job"]
 
@@ -62,15 +50,18 @@ class Job:
     Args:
         cfg: from `load_config`.
         device: from `resolve_device`.
+        task: what is learned.
 
     Attributes:
         cfg: the config.
+        task: what is learned.
         options: the config's `Options`.
         device: ``"cuda"``, ``"cuda:<index>"`` or ``"cpu"``.
     """
 
-    def __init__(self, cfg: Any, device: str) -> None:
+    def __init__(self, cfg: Any, device: str, task: Task) -> None:
         self.cfg = cfg
+        self.task = task
         self.options: Options = read_options(cfg)
         self.device = device
 
@@ -95,7 +86,7 @@ class Job:
         """A torch learning-rate scheduler, or fvcore's multiplier for one."""
         raise NotImplementedError
 
-    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[Any]:
         """The endless loader of this rank's micro-batches.
 
         Args:
@@ -201,7 +192,7 @@ class LazyJob(Job):
         scheduler.warmup_length = scaled / self.options.max_iter
         return build(scheduler, "lr_multiplier")
 
-    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[Any]:
         name = "dataloader.train"
         node = OmegaConf.select(self.cfg, name)
         plan = self.plan
@@ -210,7 +201,8 @@ class LazyJob(Job):
         arguments = {key: node[key] for key in node if key != "_target_"}
         target = node["_target_"]
         target = locate(target) if isinstance(target, str) else target
-        if self.options.exact_resume and target is build_detection_train_loader:
+        exact = self.options.exact_resume and target is build_detection_train_loader
+        if exact or target is build_train_loader:
             arguments = {key: build(value, f"{name}.{key}") for key, value in arguments.items()}
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
@@ -233,7 +225,7 @@ class LazyJob(Job):
                 )
             return
         for i, (test, evaluator) in enumerate(zip(tests, evaluators, strict=True)):
-            if _is_coco(evaluator) and evaluator.get("output_dir") is None:
+            if takes_argument(evaluator, "output_dir") and evaluator.get("output_dir") is None:
                 evaluator.output_dir = os.path.join(self.options.output_dir, "inference")
             name = names[i] if len(names) == len(tests) else f"test[{i}]"
             # The loader first: it builds a dataset whose annotations the evaluator then opens.
@@ -251,12 +243,13 @@ class LazyJob(Job):
 class YamlJob(Job):
     """A `Job` from a yaml config (CfgNode), as detectron2's ``tools/train_net.py`` reads it."""
 
-    def __init__(self, cfg: CfgNode, device: str) -> None:
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
+    def __init__(self, cfg: CfgNode, device: str, task: Task) -> None:
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__(cfg, device, task)
+        self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
         cfg.freeze()
-        super().__init__(cfg, device)
         for key, enabled in (
             ("TEST.AUG", cfg.TEST.AUG.ENABLED),
             ("TEST.PRECISE_BN", cfg.TEST.PRECISE_BN.ENABLED),
@@ -265,19 +258,12 @@ class YamlJob(Job):
                 logger.warning("%s.ENABLED is set, but train_net.py does not do that", key)
 
     def build_model(self) -> nn.Module:
-        from ..modeling.config import ws_options
-        from ..modeling.weight_standardization import standardize_convs
-
         with explain_building("MODEL"):
-            model = build_model(self.cfg)
-        if self.cfg.MODEL.WSBCN.STANDARDIZE:
-            standardize_convs(model, **ws_options(self.cfg))
-        return model
+            return self.task.build_model(self.cfg)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        # Clips gradients itself, with SOLVER.CLIP_GRADIENTS.
         with explain_building("SOLVER"):
-            return build_optimizer(self.cfg, model)
+            return self.task.build_optimizer(self.cfg, model)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         cfg = self.cfg.clone()
@@ -285,13 +271,13 @@ class YamlJob(Job):
             cfg.defrost()
             cfg.SOLVER.WARMUP_ITERS = self._scaled_warmup(cfg.SOLVER.WARMUP_ITERS)
         with explain_building("SOLVER"):
-            return build_lr_scheduler(cfg, optimizer)
+            return self.task.build_lr_scheduler(cfg, optimizer)
 
-    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[Any]:
         plan = self.plan
         assert plan is not None
         with explain_building("DATALOADER"):
-            arguments = build_detection_train_loader.from_config(self.cfg)
+            arguments = self.task.train_loader_arguments(self.cfg)
         if self.options.exact_resume:
             if not isinstance(arguments["dataset"], torchdata.IterableDataset):
                 return self._exact_loader(arguments, seed, start)
@@ -303,22 +289,9 @@ class YamlJob(Job):
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         for name in self.cfg.DATASETS.TEST:
             with explain_building("DATALOADER"):
-                loader = build_detection_test_loader(self.cfg, name)
-            yield name, loader, self._evaluator(name)
-
-    def _evaluator(self, name: str) -> DatasetEvaluator:
-        folder = os.path.join(self.options.output_dir, "inference")
-        kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
-        if kind == "coco":
-            return COCOEvaluator(name, output_dir=folder)
-        if kind == "lvis":
-            return LVISEvaluator(name, output_dir=folder)
-        if kind == "pascal_voc":
-            return PascalVOCDetectionEvaluator(name)
-        raise ConfigError(
-            f"evaluator_type {kind!r} of dataset {name!r}: a yaml config evaluates coco, lvis "
-            "or pascal_voc; use a lazy config, which names its evaluator"
-        )
+                loader = self.task.build_test_loader(self.cfg, name)
+            folder = os.path.join(self.options.output_dir, "inference")
+            yield name, loader, self.task.build_evaluator(self.cfg, name, folder)
 
     def visualization(self) -> tuple[str, Mapper] | None:
         if not self.cfg.DATASETS.TEST:
@@ -326,20 +299,22 @@ class YamlJob(Job):
         return self.cfg.DATASETS.TEST[0], DatasetMapper(self.cfg, is_train=False)
 
 
-def build_job(cfg: Config, device: str) -> Job:
-    """The `Job` of either config kind; this project's norm names are registered first."""
+def build_job(cfg: Config, device: str, task: Task | None = None) -> Job:
+    """The `Job` of either config kind; this project's norm names are registered first.
+
+    Args:
+        cfg: from `load_config`.
+        device: from `resolve_device`.
+        task: what is learned; `Detection` if None.
+    """
     from ..modeling import register_norms
 
     register_norms()
-    return LazyJob(cfg, device) if is_lazy(cfg) else YamlJob(cfg, device)
+    kind = LazyJob if is_lazy(cfg) else YamlJob
+    return kind(cfg, device, task or Detection())
 
 
 def _as_list(node: Any) -> list[Any]:
     if node is None:
         return []
     return [node] if isinstance(node, DictConfig) else list(node)
-
-
-def _is_coco(node: DictConfig) -> bool:
-    target = node.get("_target_")
-    return target is COCOEvaluator or str(target).endswith(".COCOEvaluator")

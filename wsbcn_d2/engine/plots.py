@@ -33,11 +33,17 @@ _TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _CELL = 3.4
 
 
-def read_metrics(path: str | os.PathLike[str]) -> dict[str, Curve]:
+def read_metrics(
+    path: str | os.PathLike[str], metrics: Sequence[str] = ("AP",)
+) -> dict[str, Curve]:
     """Curves from a ``metrics.json``: iterations (from 1) and values, by name, without NaNs.
 
     Iterations that a resumed run repeated count once, as written last. A line cut off in the middle
     (a job that was killed) is skipped, and a file that is not there has no curves.
+
+    Args:
+        path: of the file.
+        metrics: how the names of evaluations' metrics start.
     """
     points: dict[str, dict[int, float]] = {}
     file = Path(path)
@@ -53,20 +59,26 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Curve]:
     for name, values in points.items():
         # detectron2 counts steps from 0, but files the last evaluation under the number of steps.
         kept = sorted((i, v) for i, v in values.items() if math.isfinite(v))
-        offset = 0 if "/AP" in name else 1
+        evaluated = "/" in name and name.rpartition("/")[2].startswith(tuple(metrics))
+        offset = 0 if evaluated else 1
         if kept:
             curves[name] = ([i + offset for i, _ in kept], [v for _, v in kept])
     return curves
 
 
-def plot_curves(metrics_json: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """Draw losses, learning rate and AP over the iterations.
+def plot_curves(
+    metrics_json: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    metrics: Sequence[str] = ("AP", "AP50"),
+) -> None:
+    """Draw losses, learning rate and evaluations over the iterations.
 
     Args:
         metrics_json: as detectron2's ``JSONWriter`` writes it; it may be empty or not exist.
         output: the PNG to write.
+        metrics: names of those to draw; the first with a solid line.
     """
-    curves = read_metrics(metrics_json)
+    curves = read_metrics(metrics_json, metrics)
     figure = Figure(figsize=(10, 11), layout="constrained")
     FigureCanvasAgg(figure)
     losses, rate, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.2, 2.2])
@@ -81,17 +93,18 @@ def plot_curves(metrics_json: str | os.PathLike[str], output: str | os.PathLike[
         rate.plot(*curves["lr"], color="black", linewidth=1.5, label="learning rate")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     rate.set_ylabel("learning rate")
+    colors: dict[str, str] = {}
     for name in sorted(curves):
         dataset_task, _, metric = name.rpartition("/")
-        if metric in ("AP", "AP50"):
+        if dataset_task and metric in metrics:
             dataset, _, task = dataset_task.rpartition("/")
             label = " ".join(filter(None, [dataset, _TASKS.get(task, task), metric]))
             iterations, values = curves[name]
-            style = "-" if metric == "AP" else "--"
-            color = "tab:blue" if task == "bbox" else "tab:orange"
-            label = f"{label}: {values[-1]:.1f}"
+            style = "-" if metric == metrics[0] else "--"
+            color = colors.setdefault(task, f"C{len(colors)}")
+            label = f"{label}: {values[-1]:.3g}"
             precision.plot(iterations, values, style, marker="o", color=color, label=label)
-    precision.set_ylabel("AP (%)")
+    precision.set_ylabel(", ".join(metrics))
     precision.set_ylim(bottom=0)
     precision.set_xlabel("iteration")
     precision.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -13,12 +13,18 @@ from ..checkpoint.comparison import compare_parameters, compare_with_checkpoint
 from ..checkpoint.reading import read_checkpoint
 from ..errors import ConfigError
 from .options import Config, read_options
+from .task import Task
 
 __all__ = ["check_start"]
 
 
-def check_start(cfg: Config, args: argparse.Namespace) -> None:
+def check_start(cfg: Config, args: argparse.Namespace, task: Task | None = None) -> None:
     """Check the weights that a run starts from, evaluates or resumes; download them if need be.
+
+    Args:
+        cfg: the config.
+        args: ``eval_only`` and ``resume`` are read.
+        task: what is learned; `Detection` if None.
 
     Raises:
         ConfigError: a name, address or file that is not there or is no checkpoint, an evaluation
@@ -33,7 +39,7 @@ def check_start(cfg: Config, args: argparse.Namespace) -> None:
     last = checkpointer.get_checkpoint_file() if args.resume else ""
     if last:
         if not args.eval_only:
-            _check_resume(cfg, last)
+            _check_resume(cfg, last, task)
         return
     if weights:
         try:
@@ -49,7 +55,7 @@ def check_start(cfg: Config, args: argparse.Namespace) -> None:
         )
 
 
-def _check_resume(cfg: Config, path: str) -> None:
+def _check_resume(cfg: Config, path: str, task: Task | None) -> None:
     from .job import build_job
 
     try:
@@ -68,7 +74,7 @@ def _check_resume(cfg: Config, path: str) -> None:
     if options.resume.other_model:
         return
     with torch.device("meta"):
-        model = build_job(cfg, "meta").build_model()
+        model = build_job(cfg, "meta", task).build_model()
     differences = compare_with_checkpoint(checkpoint, model)
     differences += compare_parameters(checkpoint["model"], model)
     if differences:

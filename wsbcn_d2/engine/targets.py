@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import ConfigError, UserError
 
-__all__ = ["build", "check_optimizer", "check_targets", "explain_building"]
+__all__ = ["build", "check_optimizer", "check_targets", "explain_building", "takes_argument"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,11 @@ def explain_building(what: str, node: Any = None) -> Iterator[None]:
 def _located(call: DictConfig) -> Any:
     target = call["_target_"]
     return locate(target) if isinstance(target, str) else target
+
+
+def takes_argument(call: DictConfig, name: str) -> bool:
+    """Whether what a call in a lazy config names has an argument of this name."""
+    return "_target_" in call and name in (_parameters(_located(call)) or [])
 
 
 def _innermost_target(traceback: TracebackType | None) -> Any:

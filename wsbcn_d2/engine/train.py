@@ -6,9 +6,11 @@ import argparse
 import copy
 import errno
 import logging
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import nn
 from ..checkpoint import WSBCNCheckpointer
 from ..checkpoint.files import disk_error, root_os_error
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
-from ..errors import UserError
+from ..errors import UserError, exit_with_message
 from ..norms import prepare_sync_norms
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
@@ -37,17 +39,19 @@ from .config import (
 )
 from .config_record import config_changes, describe_changes, flatten_config
 from .data_check import check_data
+from .detection import Detection
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
-from .launch import is_consequence, launch, planned_world_size, under_torchrun
+from .launch import end_process, is_consequence, launch, planned_world_size, under_torchrun
 from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
 from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
 from .resume import Progress, RankStates
 from .resumed_optimizer import ResumedOptimizer
+from .task import Task
 from .trainer import Trainer
 
-__all__ = ["argument_parser", "evaluate", "main", "run", "train"]
+__all__ = ["argument_parser", "evaluate", "main", "run", "run_command_line", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +65,29 @@ def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def run_command_line(task: Task | None = None, epilog: str = "") -> None:
+    """The ``main`` of a script: parse the command line and `run`; exit with one message on errors.
+
+    Args:
+        task: what is learned; `Detection` if None.
+        epilog: of the script's ``--help``.
+
+    Raises:
+        SystemExit: with status 1 after an error, `EXIT_STOPPED` after a stop signal.
+    """
+    args = argument_parser(epilog).parse_args()
+    with exit_with_message(os.path.basename(sys.argv[0])):
+        run(args, task)
+    if under_torchrun():
+        end_process(0)
+
+
+def run(args: argparse.Namespace, task: Task | None = None) -> None:
     """Check the command line and its config, then start the processes that run `main`.
+
+    Args:
+        args: from `argument_parser`.
+        task: what is learned; `Detection` if None.
 
     Raises:
         ConfigError: a mistake in the command line or config, before any process is started.
@@ -70,12 +95,13 @@ def run(args: argparse.Namespace) -> None:
         RankFailedError: one of several processes failed otherwise.
         SystemExit: with status `EXIT_STOPPED`, when a signal stopped the training in good order.
     """
+    task = task or Detection()
     check_arguments(args)
-    cfg, device = _load(args)
+    cfg, device = _load(args, task)
     world_size = planned_world_size(args.num_gpus, args.num_machines)
-    check_config(cfg, args, world_size)
+    check_config(cfg, args, world_size, task)
     if args.num_machines == 1 and not under_torchrun():
-        check_data(cfg, args)
+        check_data(cfg, args, task)
     # This process only waits, unless it is the one that trains.
     spawns = world_size > 1 and not under_torchrun()
     with forward_signals(read_options(cfg).signal_numbers() if spawns else []):
@@ -85,19 +111,28 @@ def run(args: argparse.Namespace) -> None:
             args.num_machines,
             args.machine_rank,
             args.dist_url,
-            (args,),
+            (args, task),
             device=device,
         )
 
 
-def main(args: argparse.Namespace) -> Results:
-    """One process of a run. Returns the last evaluation's results (on rank 0)."""
-    cfg, device = _load(args)
+def main(args: argparse.Namespace, task: Task | None = None) -> Results:
+    """One process of a run.
+
+    Args:
+        args: from `argument_parser`.
+        task: what is learned; `Detection` if None.
+
+    Returns:
+        the last evaluation's results (on rank 0).
+    """
+    task = task or Detection()
+    cfg, device = _load(args, task)
     try:
         _set_up(cfg, args)
         if args.num_machines > 1 or under_torchrun():
-            check_data(cfg, args)
-        job = build_job(cfg, device)
+            check_data(cfg, args, task)
+        job = build_job(cfg, device, task)
         return evaluate(job, args.resume) if args.eval_only else train(job, args.resume)
     except Exception as error:
         cause = root_os_error(error)
@@ -107,11 +142,11 @@ def main(args: argparse.Namespace) -> Results:
         raise UserError(disk_error(path, cause)) from error
 
 
-def _load(args: argparse.Namespace) -> tuple[Config, str]:
+def _load(args: argparse.Namespace, task: Task) -> tuple[Config, str]:
     # Registers its datasets, which a config may then name.
     from .. import data  # noqa: F401
 
-    cfg = load_config(resolve_config_file(args.config_file), args.opts)
+    cfg = load_config(resolve_config_file(args.config_file), args.opts, task)
     return cfg, resolve_device(read_options(cfg), args.opts)
 
 
@@ -395,42 +430,39 @@ def _finish(
 ) -> None:
     """Draw the pictures, then log the AP table and where everything is."""
     # Imported here: matplotlib takes a second, which nothing else waits for.
-    from .plots import plot_curves, plot_predictions
+    from .plots import plot_curves
 
     folder = Path(job.options.output_dir)
+    rows = _rows(results)
+    metrics = job.task.metrics or list(dict.fromkeys(m for _, row in rows for m in row))
     # A picture that fails must not fail a training that took days.
     if training:
         try:
-            plot_curves(folder / "metrics.json", folder / "curves.png")
+            plot_curves(folder / "metrics.json", folder / "curves.png", metrics[:2])
         except Exception:
             logger.exception("curves.png was not drawn:")
     try:
-        source = job.visualization()
-        if source is not None:
-            plot_predictions(
-                model,
-                *source,
-                folder / "predictions.png",
-                num_images=job.options.vis.num_images,
-                score_threshold=job.options.vis.score_threshold,
-            )
+        job.task.plot_predictions(model, job, str(folder / "predictions.png"))
     except Exception:
         logger.exception("predictions.png was not drawn:")
-    logger.info("%s\n%s", _results_table(results), _whereabouts(folder, checkpoint))
+    logger.info("%s\n%s", _results_table(rows, metrics), _whereabouts(folder, checkpoint))
 
 
-def _results_table(results: Results) -> str:
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+def _rows(results: Results) -> list[tuple[str, dict[str, float]]]:
+    """Each task of each dataset, and its metrics."""
     rows = []
     for name, value in results.items():
         nested = any(isinstance(metrics, dict) for metrics in value.values())
         tasks: dict[str, Any] = value if nested else {"": value}
-        for task, metrics in tasks.items():
-            title = f"{name} {task}".strip()
-            rows.append([title, *(metrics.get(column, float("nan")) for column in columns)])
+        rows += [(f"{name} {task}".strip(), metrics) for task, metrics in tasks.items()]
+    return rows
+
+
+def _results_table(rows: list[tuple[str, dict[str, float]]], metrics: Sequence[str]) -> str:
     if not rows:
         return "No evaluation results: the config has no evaluator."
-    table = tabulate(rows, headers=["", *columns], floatfmt=".2f", tablefmt="simple")
+    cells = [[title, *(row.get(name, math.nan) for name in metrics)] for title, row in rows]
+    table = tabulate(cells, headers=["", *metrics], floatfmt=".2f", tablefmt="simple")
     return f"Final evaluation:\n{table}"
 
 

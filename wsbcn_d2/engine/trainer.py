@@ -34,7 +34,7 @@ class Trainer(SimpleTrainer):
 
     Args:
         model: returns a dict of losses (or one) for a batch; DistributedDataParallel or plain.
-        data_loader: yields micro-batches, lists of dicts in detectron2's format.
+        data_loader: yields micro-batches, which go to the model as they are.
         optimizer: of the model's parameters.
         accumulation_steps: micro-batches of each rank in a step. Ranks exchange gradients in the
             last one only.
@@ -50,7 +50,7 @@ class Trainer(SimpleTrainer):
     def __init__(
         self,
         model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]],
+        data_loader: Iterable[Any],
         optimizer: torch.optim.Optimizer,
         *,
         accumulation_steps: int = 1,
@@ -105,7 +105,7 @@ class Trainer(SimpleTrainer):
         no_sync = getattr(self.model, "no_sync", nullcontext)
         return nullcontext() if enabled else no_sync()
 
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def forward(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a batch, under autocast when mixed precision is on.
 
         Raises:
@@ -127,7 +127,7 @@ class Trainer(SimpleTrainer):
                 raise self._not_finite(losses, batch) from error
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
-    def check_losses(self, losses: Mapping[str, Tensor], batch: list[dict[str, Any]]) -> None:
+    def check_losses(self, losses: Mapping[str, Tensor], batch: Any) -> None:
         """Stop on a loss that is not finite, before it reaches the weights.
 
         Raises:
@@ -143,13 +143,14 @@ class Trainer(SimpleTrainer):
         )
         raise self._not_finite(f"\n{table}", batch)
 
-    def _not_finite(self, losses: str, batch: list[dict[str, Any]]) -> NonFiniteLossError:
-        ids = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in batch)
+    def _not_finite(self, losses: str, batch: Any) -> NonFiniteLossError:
+        records = [x for x in batch if isinstance(x, dict)] if isinstance(batch, list) else []
+        ids = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in records)
         checkpoint = self.last_checkpoint()
         return NonFiniteLossError(
             f"the loss is not finite at iteration {self.iter}, on rank {comm.get_rank()} of "
             f"{comm.get_world_size()}\n"
-            f"  image ids: {ids}\n"
+            f"  image ids: {ids or 'not in the batch'}\n"
             f"  losses:{losses}\n"
             "  last checkpoint: "
             + (f"{checkpoint} (kept; --resume goes on from it)" if checkpoint else "none yet")

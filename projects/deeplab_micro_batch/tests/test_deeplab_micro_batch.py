@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from PIL import Image
 
 from tests.annotated_images import NUM_STUFF, annotated_images
-from wsbcn_d2 import unregister_norms
+from tests.engine.tiny_training import differing, signal_at
+from wsbcn_d2 import register_norms
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
+from wsbcn_d2.engine import argument_parser, build_job, load_config, main, run
+from wsbcn_d2.engine.preemption import EXIT_STOPPED
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = PROJECT / "configs" / "deeplab_v3_plus_R_50_syncsn_ws.yaml"
@@ -27,7 +29,7 @@ def script():
     spec = importlib.util.spec_from_file_location("_deeplab_micro_batch", PROJECT / "train_net.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    unregister_norms()  # what an earlier test did; the script registers them itself
+    register_norms()
     return module
 
 
@@ -58,7 +60,7 @@ def arguments(dataset, output, *more):
     narrow = ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
     narrow += ["MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "32"]
     narrow += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "54"]
-    return default_argument_parser().parse_args(
+    return argument_parser().parse_args(
         [
             *("--config-file", str(CONFIG), "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output)),
             *("DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"),
@@ -68,16 +70,27 @@ def arguments(dataset, output, *more):
     )
 
 
-def test_trains_and_evaluates_with_syncsn_and_ws(script, dataset, tmp_path):
-    built = []
-    script.Trainer.build_model = classmethod(
-        lambda cls, cfg, build=script.Trainer.build_model: built.append(build(cfg)) or built[-1]
-    )
-    script.main(arguments(dataset, tmp_path / "output"))
+@pytest.fixture
+def built(script, monkeypatch):
+    """The models that are built from here on."""
+    models, build = [], script.DeepLab.build_model
+
+    def build_model(self, cfg):
+        models.append(build(self, cfg))
+        return models[-1]
+
+    monkeypatch.setattr(script.DeepLab, "build_model", build_model)
+    return models
+
+
+def test_trains_and_evaluates_with_syncsn_and_ws(script, built, dataset, tmp_path):
+    main(arguments(dataset, tmp_path / "output"), script.TASK)
     lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
     metrics = {key: value for line in lines for key, value in json.loads(line).items()}
     assert metrics["total_loss"] > 0
     assert 0 <= metrics["sem_seg/mIoU"] <= 100
+    log = (tmp_path / "output" / "log.txt").read_text().partition("Final evaluation:")[2]
+    assert log.split()[:4] == ["mIoU", "fwIoU", "mACC", "pACC"]
 
     # A stem of one convolution and 52 more; 1 projection, 2 to fuse, 5 of ASPP. Without a norm, and
     # plain: ASPP's pooled branch (1 x 1 maps) and the predictor.
@@ -92,26 +105,38 @@ def test_trains_and_evaluates_with_syncsn_and_ws(script, dataset, tmp_path):
         dataset, tmp_path / "again", "MODEL.WEIGHTS", str(tmp_path / "output" / "model_final.pth")
     )
     again.eval_only = True
-    evaluated = script.main(again)["sem_seg"]["mIoU"]
+    evaluated = main(again, script.TASK)["sem_seg"]["mIoU"]
     assert evaluated == pytest.approx(metrics["sem_seg/mIoU"])
+
+
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(script, dataset, tmp_path):
+    more = ("SOLVER.IMAGES_PER_GPU", "1", "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()")
+
+    def train(output, resume=False):
+        args = arguments(dataset, tmp_path / output, "SEED", "3", *more)
+        args.resume = resume
+        run(args, script.TASK)
+        return torch.load(tmp_path / output / "model_final.pth", weights_only=True)
+
+    whole = train("whole")
+    with signal_at(1), pytest.raises(SystemExit) as stopped:
+        train("stopped")
+    assert stopped.value.code == EXIT_STOPPED
+    assert differing(whole, train("stopped", resume=True)) == []
+    assert whole["trainer"]["hooks"]["Progress"]["images_per_gpu"] == 1
+    log = (tmp_path / "stopped" / "log.txt").read_text()
+    assert "1 image(s) × 1 process(es) × 2 accumulated" in log
 
 
 def test_ws_is_a_choice_of_the_config(script, dataset, tmp_path):
     args = arguments(dataset, tmp_path / "output", "MODEL.WSBCN.STANDARDIZE", "False")
-    args.eval_only = True
-    built = []
-    script.Trainer.build_model = classmethod(
-        lambda cls, cfg, build=script.Trainer.build_model: built.append(build(cfg)) or built[-1]
-    )
-    script.main(args)
-    assert not any(describe_norms(built[0])["convs"].values())
+    model = script.TASK.build_model(load_config(str(CONFIG), args.opts, script.TASK))
+    assert not any(describe_norms(model)["convs"].values())
 
 
 def test_training_images_have_the_size_of_the_crop(script, dataset, tmp_path):
-    crop = ("INPUT.CROP.SIZE", "(64, 80)")
-    loader = script.Trainer.build_train_loader(
-        script.load_config(arguments(dataset, tmp_path, *crop))
-    )
-    for image in next(iter(loader)):
+    args = arguments(dataset, tmp_path, "INPUT.CROP.SIZE", "(64, 80)")
+    job = build_job(load_config(str(CONFIG), args.opts, script.TASK), "cpu", script.TASK)
+    for image in next(iter(job.build_train_loader())):
         assert image["image"].shape == (3, 64, 80)
         assert image["sem_seg"].shape == (64, 80)

@@ -1,0 +1,63 @@
+"""Detection on COCO and its like: the engine's own task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from torch import nn
+
+from ..errors import ConfigError
+from .data_check import check_detection_data
+from .options import Config
+from .task import Task
+
+if TYPE_CHECKING:
+    from .job import Job
+
+__all__ = ["Detection"]
+
+
+class Detection(Task):
+    """Boxes, masks and keypoints, as detectron2's ``tools/train_net.py`` trains them."""
+
+    metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+    def build_evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        if kind == "coco":
+            return COCOEvaluator(dataset_name, output_dir=output_dir)
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, output_dir=output_dir)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise ConfigError(
+            f"evaluator_type {kind!r} of dataset {dataset_name!r}: a yaml config evaluates coco, "
+            "lvis or pascal_voc; use a lazy config, which names its evaluator"
+        )
+
+    def check_data(self, cfg: Config, splits: Sequence[str]) -> None:
+        check_detection_data(cfg, splits)
+
+    def plot_predictions(self, model: nn.Module, job: Job, output: str) -> None:
+        # Imported here: matplotlib takes a second, which nothing else waits for.
+        from .plots import plot_predictions
+
+        source = job.visualization()
+        if source is not None:
+            vis = job.options.vis
+            plot_predictions(
+                model,
+                *source,
+                output,
+                num_images=vis.num_images,
+                score_threshold=vis.score_threshold,
+            )
