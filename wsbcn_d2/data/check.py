@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from ..errors import UserError
 from .check_files import check_files
 from .check_rules import (
     annotation_rules,
@@ -28,7 +29,7 @@ from .check_rules import (
 )
 from .findings import Finding, Needs, Report, first_few
 
-__all__ = ["check_coco_json", "check_dataset"]
+__all__ = ["check_coco_json", "check_dataset", "read_coco_json"]
 
 
 def check_dataset(name: str, needs: Needs) -> Report:
@@ -44,7 +45,8 @@ def check_dataset(name: str, needs: Needs) -> Report:
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
     if json_file is None or image_root is None:
         return _check_dicts(name, needs)
-    source = f"dataset {name!r}, {json_file}:"
+    # Of a user's own data the file may be a copy; they know it by its origin.
+    source = f"dataset {name!r}, {metadata.get('origin', json_file)}:"
     if "://" not in json_file and not os.path.exists(json_file):
         # Some datasets are made when they are first loaded, as the embedded one.
         try:
@@ -82,26 +84,53 @@ def check_coco_json(json_file: str, image_root: str, needs: Needs, *, lvis: bool
     # It would look millions of new objects over, again and again, for the garbage that none is.
     gc.disable()
     try:
-        path = PathManager.get_local_path(json_file)
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        report.add("error", "there is no such file")
-    except IsADirectoryError:
-        report.add("error", "is a folder; the JSON file of the annotations is wanted")
-    except json.JSONDecodeError as error:
-        at_end = error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg
-        cut_off = "is cut off, or " if at_end else ""
-        report.add("error", f"{cut_off}is no valid JSON: {error}")
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        report.add("error", f"cannot be read: {error}")
-    else:
+        content = _load_json(json_file)
         required = ("width", "height") if lvis else ("file_name", "width", "height")
         _check_content(report, content, image_root, needs, required, "minival" in json_file)
+    except _Unreadable as error:
+        report.add("error", str(error))
     finally:
         if collecting:
             gc.enable()
     return report
+
+
+class _Unreadable(Exception):
+    """The file cannot be read, in words."""
+
+
+def _load_json(json_file: str) -> Any:
+    try:
+        path = PathManager.get_local_path(json_file)
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise _Unreadable("there is no such file") from None
+    except IsADirectoryError:
+        raise _Unreadable("is a folder; the JSON file of the annotations is wanted") from None
+    except json.JSONDecodeError as error:
+        at_end = error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg
+        cut_off = "is cut off, or " if at_end else ""
+        raise _Unreadable(f"{cut_off}is no valid JSON: {error}") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise _Unreadable(f"cannot be read: {error}") from None
+
+
+def read_coco_json(json_file: str) -> dict[str, Any]:
+    """The content of a file in COCO's format: its lists are there, their entries not checked.
+
+    Raises:
+        UserError: it cannot be read, or a list is missing.
+    """
+    report = Report(f"{json_file}:")
+    try:
+        content = _load_json(json_file)
+        report.findings += _check_structure(content, Needs())
+    except _Unreadable as error:
+        report.add("error", str(error))
+    if report.has_errors():
+        raise UserError(str(report))
+    return content
 
 
 def _check_content(

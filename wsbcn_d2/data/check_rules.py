@@ -70,6 +70,8 @@ def apply_rules(entries: Sequence[Any], rules: Sequence[Rule], noun: str) -> lis
 
 
 def _ids(entries: Sequence[Any]) -> str:
+    if all(isinstance(entry, dict) and "source" in entry for entry in entries[:5]):
+        return first_few(entry["source"] for entry in entries)  # file and line
     if all(isinstance(entry, dict) and "id" in entry for entry in entries[:5]):
         return "id " + first_few(entry["id"] for entry in entries)
     return "the first: " + repr(entries[0])[:100]

@@ -25,6 +25,7 @@ from ..norms.sync import check_group_size
 from ..recipes import config_file, config_root, get_config, list_configs
 from .batch import BatchPlan, plan_batch
 from .options import Config, Options, add_engine_config, did_you_mean, read_options
+from .own_data import add_data_config, use_own_data
 from .start_check import check_start
 from .targets import check_optimizer, check_targets
 from .task import Task
@@ -98,7 +99,9 @@ def _nearest(name: str, known: Iterable[str], n: int = 4) -> list[str]:
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=n, cutoff=0.5)
 
 
-def load_config(path: str, opts: Sequence[str] = (), task: Task | None = None) -> Config:
+def load_config(
+    path: str, opts: Sequence[str] = (), task: Task | None = None, *, dataset: str = ""
+) -> Config:
     """Load a config and apply overrides.
 
     Args:
@@ -106,6 +109,7 @@ def load_config(path: str, opts: Sequence[str] = (), task: Task | None = None) -
             ``config.yaml``) is a lazy config, every other one detectron2's CfgNode.
         opts: ``path.key=value`` for lazy configs, ``KEY VALUE`` pairs for CfgNodes.
         task: adds its keys to detectron2's default yaml config.
+        dataset: the user's own data, in the place of the config's (`use_own_data`).
 
     Raises:
         ConfigError: an override or key that the config does not have, or the wrong kind of one.
@@ -115,10 +119,12 @@ def load_config(path: str, opts: Sequence[str] = (), task: Task | None = None) -
             raise ConfigError(f"{opt} stands behind the overrides; put it before them")
     with open(path, encoding="utf-8") as file:
         lazy = path.endswith(".py") or re.search(r"\b_target_\s*:", file.read()) is not None
-    return _load_lazy(path, list(opts)) if lazy else _load_yaml(path, list(opts), task or Task())
+    if lazy:
+        return _load_lazy(path, list(opts), dataset)
+    return _load_yaml(path, list(opts), task or Task(), dataset)
 
 
-def _load_lazy(path: str, opts: list[str]) -> DictConfig:
+def _load_lazy(path: str, opts: list[str], dataset: str) -> DictConfig:
     try:
         cfg = LazyConfig.load(path)
     except Exception as error:  # a config is any Python
@@ -133,6 +139,8 @@ def _load_lazy(path: str, opts: list[str]) -> DictConfig:
             raise ConfigError(
                 f"override {opt!r}: a lazy config takes path.key=value, such as train.max_iter=100"
             )
+    opts = use_own_data(cfg, opts, dataset)
+    for opt in opts:
         _check_lazy_key(cfg, opt.partition("=")[0].lstrip("+"), path)
     try:
         return LazyConfig.apply_overrides(cfg, opts)
@@ -176,13 +184,14 @@ def _keys(node: Any, prefix: str) -> list[str]:
     return found
 
 
-def _load_yaml(path: str, opts: list[str], task: Task) -> CfgNode:
+def _load_yaml(path: str, opts: list[str], task: Task, dataset: str) -> CfgNode:
     from ..modeling import add_wsbcn_config
 
     cfg = get_cfg()
     add_wsbcn_config(cfg)
     add_engine_config(cfg)
     task.add_config(cfg)
+    add_data_config(cfg)
     if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
         raise ConfigError(
             f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
@@ -195,7 +204,7 @@ def _load_yaml(path: str, opts: list[str], task: Task) -> CfgNode:
         raise ConfigError(f"override {unknown[0]!r}: no such key; nearest: {', '.join(near)}")
     try:
         cfg.merge_from_file(path)
-        cfg.merge_from_list(opts)
+        cfg.merge_from_list(use_own_data(cfg, opts, dataset))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid yaml: {error}") from error
     except (KeyError, ValueError, AssertionError) as error:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
@@ -67,20 +67,26 @@ def check_detection_data(cfg: Config, splits: Sequence[str]) -> None:
         UserError: the run would fail on its data or learn from wrong labels.
     """
     reports = {}
+    described = []
     for split in splits:
         needs = dataset_needs(cfg, split)
         for name in dataset_names(cfg, split):
             reports[split, name] = check_dataset(name, needs)
+            described.append(MetadataCatalog.get(name).get("description"))
     _compare_classes(reports)
     found = [report for report in reports.values() if report.findings]
     text = "\n".join(dict.fromkeys(map(str, found)))  # one set may be of both splits
     if any(report.has_errors() for report in found):
         raise UserError(text)
-    if found:
+    described = [own for own in dict.fromkeys(described) if own]
+    if found or described:
         # As in every process; this one may be about to start them.
         setup_logger(
             read_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="wsbcn_d2"
         )
+    for own in described:
+        logger.info("Your data: %s", own)
+    if found:
         logger.warning("The run goes on with these flaws of its data:\n%s", text)
 
 

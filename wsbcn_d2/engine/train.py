@@ -61,6 +61,12 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
     """detectron2's arguments and ours; ``--dist-url`` picks a free port for one machine."""
     parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--dataset",
+        metavar="FOLDER",
+        default="",
+        help="your own images and labels (COCO, VOC, YOLO, LabelMe, CSV), as data.train=FOLDER",
+    )
     parser.set_defaults(dist_url="auto")
     return parser
 
@@ -146,7 +152,8 @@ def _load(args: argparse.Namespace, task: Task) -> tuple[Config, str]:
     # Registers its datasets, which a config may then name.
     from .. import data  # noqa: F401
 
-    cfg = load_config(resolve_config_file(args.config_file), args.opts, task)
+    path = resolve_config_file(args.config_file)
+    cfg = load_config(path, args.opts, task, dataset=getattr(args, "dataset", ""))
     return cfg, resolve_device(read_options(cfg), args.opts)
 
 
