@@ -1,4 +1,4 @@
-"""The radius of sparse SN, the batch average, and the record of ratios."""
+"""The radius of sparse SN, and the batch average."""
 
 import types
 
@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
-from wsbcn_d2.engine import BatchAverage, RatioWriter, SparsityRamp
+from wsbcn_d2.engine import BatchAverage, SparsityRamp
 from wsbcn_d2.norms import SparseSwitchNorm1d, SparseSwitchNorm2d, SwitchNorm2d
 
 
@@ -74,27 +74,7 @@ def test_the_batch_average_comes_after_the_last_step_and_logs_no_loss():
     assert "loss" not in storage.latest()
 
 
-def test_ratios_are_written_as_means_over_layers():
-    model = nn.Sequential(
-        SwitchNorm2d(4), SwitchNorm2d(4, statistics=("in", "ln")), SwitchNorm2d(4, num_groups=2)
-    )
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    hook = RatioWriter(model, period=5)
+def test_a_model_without_sparse_layers_is_left_alone():
     with EventStorage() as storage:
-        after(hook, 3, 10).after_step()
-        assert not storage.latest()
-        after(hook, 4, 10).after_step()
-        latest = {name: value for name, (value, _) in storage.latest().items()}
-    assert set(latest) == {f"ratio/{k}_{s}" for k in ("mean", "var") for s in ("in", "ln", "bn")}
-    ratio = [torch.softmax(layer.var_weight.detach(), -1) for layer in model]
-    expected = (ratio[0][1] + ratio[1][1] + ratio[2][:, 1].mean()) / 3
-    assert latest["ratio/var_ln"] == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_model_without_such_layers_is_left_alone():
-    model = nn.BatchNorm2d(2)
-    with EventStorage() as storage:
-        after(SparsityRamp(model), 1, 2).before_step()
-        after(RatioWriter(model), 1, 2).after_step()
+        after(SparsityRamp(nn.BatchNorm2d(2)), 1, 2).before_step()
     assert not storage.latest()

@@ -8,7 +8,8 @@ from .detection import Detection
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
-from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
+from .norm_hooks import BatchAverage, SparsityRamp
+from .ratio_writer import RatioWriter
 from .task import Task
 from .train import argument_parser, evaluate, main, run, run_command_line, train
 from .trainer import Trainer

@@ -1,4 +1,4 @@
-"""What switchable norms need from the training loop: a radius that grows, averages, a record."""
+"""What switchable norms need from the training loop: a radius that grows, and averages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..norms import SparseSwitchNorm, SwitchNorm, update_batch_average
+from ..norms import SparseSwitchNorm, update_batch_average
 
-__all__ = ["BatchAverage", "RatioWriter", "SparsityRamp"]
+__all__ = ["BatchAverage", "SparsityRamp"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,36 +79,3 @@ class BatchAverage(HookBase):
         # A storage of its own: the losses that the model computes on the way are not the run's.
         with EventStorage(self.trainer.iter):
             update_batch_average(self._model, self._build_loader(), self._num_iters)
-
-
-class RatioWriter(HookBase):
-    """Writes how much the SN layers use each statistic: ``ratio/mean_in``, ``ratio/var_bn``, ….
-
-    The values are means over layers (and groups), written every ``period`` iterations.
-    Does nothing to a model without SN layers.
-
-    Args:
-        model: whose layers.
-        period: iterations.
-    """
-
-    def __init__(self, model: nn.Module, period: int = 20) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, SwitchNorm)]
-        self._period = period
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if not self._layers or (done % self._period and done != self.trainer.max_iter):
-            return
-        found: dict[str, list[torch.Tensor]] = {}
-        for layer in self._layers:
-            for kind, ratio in zip(("mean", "var"), layer.ratios(), strict=True):
-                shares = ratio.reshape(-1, ratio.shape[-1]).mean(0)
-                for name, share in zip(layer.statistics, shares, strict=True):
-                    found.setdefault(f"ratio/{kind}_{name}", []).append(share)
-        names = list(found)
-        means = torch.stack([torch.stack(found[name]).mean() for name in names]).tolist()
-        get_event_storage().put_scalars(
-            smoothing_hint=False, **dict(zip(names, means, strict=True))
-        )

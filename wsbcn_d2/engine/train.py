@@ -43,9 +43,10 @@ from .detection import Detection
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .job import Job, Results, build_job
 from .launch import end_process, is_consequence, launch, planned_world_size, under_torchrun
-from .norm_hooks import BatchAverage, RatioWriter, SparsityRamp
+from .norm_hooks import BatchAverage, SparsityRamp
 from .options import Config, read_options
 from .preemption import StopOnSignal, TrainingStopped, forward_signals
+from .ratio_writer import RatioWriter
 from .resume import Progress, RankStates
 from .resumed_optimizer import ResumedOptimizer
 from .task import Task
@@ -270,6 +271,7 @@ def train(job: Job, resume: bool) -> Results:
             options.batch_average_iters,
             lambda: job.build_train_loader(progress.seed, progress.position),
         )
+    ratio_writer = RatioWriter(evaluated, options.log_period, options.output_dir)
     main_process = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -278,7 +280,7 @@ def train(job: Job, resume: bool) -> Results:
             ema,
             progress,
             SparsityRamp(model, options.ssn_full_at),
-            RatioWriter(model, options.log_period),
+            ratio_writer if main_process else None,
             batch_average,
             BufferAverager(models, [period, options.eval_period]),
             rank_states,
@@ -307,7 +309,8 @@ def train(job: Job, resume: bool) -> Results:
                 "finetune, add train.init_checkpoint=%s (or a file with those weights)",
                 *(options.pretrained, options.pretrained),
             )
-        _set_aside(Path(options.output_dir) / "metrics.json")
+        for record in ("metrics.json", "ratios.json"):
+            _set_aside(Path(options.output_dir) / record)
     progress.begin(options.seed, start_iter)
     loader = job.build_train_loader(progress.seed, progress.position)
     trainer.data_loader = loader
@@ -423,13 +426,13 @@ def evaluate(job: Job, resume: bool) -> Results:
     return results
 
 
-def _set_aside(metrics: Path) -> None:
-    """Rename the metrics of an earlier run, so that this one does not append to them."""
-    if metrics.exists():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
-        old = metrics.with_name(f"metrics.{stamp}.json")
-        metrics.rename(old)
-        logger.warning("Not resuming: the earlier run's metrics.json is now %s", old)
+def _set_aside(path: Path) -> None:
+    """Rename the record of an earlier run, so that this one does not append to it."""
+    if path.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+        old = path.with_name(f"{path.stem}.{stamp}{path.suffix}")
+        path.rename(old)
+        logger.warning("Not resuming: the earlier run's %s is now %s", path.name, old)
 
 
 def _finish(
@@ -480,6 +483,7 @@ def _whereabouts(folder: Path, checkpoint: str) -> str:
         "resolved config": folder / "config.yaml",
         "log": folder / "log.txt",
         "metrics": folder / "metrics.json",
+        "ratios": folder / "ratios.json",
         "curves": folder / "curves.png",
         "predictions": folder / "predictions.png",
         "detections": folder / "inference",
