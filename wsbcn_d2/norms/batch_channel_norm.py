@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from .modes import may_be_recomputed, recomputing
 from .normalize import normalize
-from .pooling import BatchPool, Pool, RunningPool, pool_batch, pool_channels, pool_ranks
+from .pooling import (
+    BatchPool,
+    Pool,
+    RunningPool,
+    pool_batch,
+    pool_channels,
+    pool_ranks,
+    row_length,
+)
 from .running_stats import BatchAveraged, frozen, move_running_statistics
 from .sync import PoolsOverRanks, Ranks
 
@@ -277,11 +285,8 @@ class BatchChannelNorm(PoolsOverRanks, BatchAveraged, nn.GroupNorm):
     def _pool(self, x: Tensor) -> Pool:
         if not self.training or frozen(self, self.bn):
             return RunningPool(self.bn)
-        # How many positions a row holds; multiplied out because a tracer may not divide by N.
-        positions = 1
-        for size in x.shape[2:]:
-            positions *= size
-        if self.bn.momentum != self.momentum:  # torch 2.7 compiles anew after each assignment
+        positions = row_length(x)
+        if self.bn.momentum != self.momentum:  # torch compiles anew after an assignment
             self.bn.momentum = self.momentum
         if self.statistics == "estimate":
             return EstimatePool(self.bn, positions, self.ranks, self._used_estimates)

@@ -10,6 +10,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 __all__ = [
+    "autocasting",
     "full_precision",
     "may_be_recomputed",
     "not_compiled",
@@ -45,9 +46,8 @@ def may_be_recomputed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # torch 2.7 does not say whether there are such hooks.
-    top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
-    return not torch.is_grad_enabled() or top_hooks(False) is not None
+    packs = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return packs or not torch.is_grad_enabled()
 
 
 def without_grad() -> AbstractContextManager[Any]:
@@ -56,10 +56,17 @@ def without_grad() -> AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad()
 
 
+def autocasting(device_type: str) -> bool:
+    """Whether autocast is on."""
+    if device_type not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device_type):
+        return False
+    return torch.is_autocast_enabled(device_type)
+
+
 def full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast switched off, where it is on."""
     # Entering a context costs as much as several operators on a small map.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if autocasting(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

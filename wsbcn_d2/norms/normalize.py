@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .modes import full_precision, tracing
+from .modes import autocasting, full_precision, tracing
 from .pooling import BatchPool, Pool, RunningPool
 
 __all__ = ["Rule", "normalize"]
@@ -67,24 +67,21 @@ def normalize(
         raise ValueError(f"x must be of a floating type, got {x.dtype}; convert it with x.float()")
     if tracing():
         return _compose(x, rule, parameters, pool, reads_rows)
-    with full_precision(x.device.type):
-        if _is_small(x) and not (isinstance(pool, BatchPool) and pool.ranks is not None):
-            return _compose(x, rule, parameters, pool, reads_rows)
-        fused = kernels.fused_for(x, rule, pool) if reads_rows else None
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in parameters)
-        ):
-            if fused is not None:
-                return _Fused.apply(x, fused, rule, pool, *parameters)
-            return _Normalize.apply(x, rule, pool, reads_rows, *parameters)
+    if autocasting(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return normalize(x, rule, *parameters, pool=pool, reads_rows=reads_rows)
+    among_ranks = isinstance(pool, BatchPool) and pool.ranks is not None
+    if x.is_cpu and 0 < x.numel() <= _SMALL and not among_ranks:
+        return _compose(x, rule, parameters, pool, reads_rows)
+    fused = kernels.fused_for(x, rule, pool) if reads_rows else None
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         if fused is not None:
-            y: Tensor = fused.forward(x, rule, pool, parameters)[0]
-            return y
-        return _forward(x, rule, pool, reads_rows, parameters)[0]
-
-
-def _is_small(x: Tensor) -> bool:
-    return 0 < x.numel() <= _SMALL and x.device.type == "cpu"
+            return _Fused.apply(x, fused, rule, pool, *parameters)
+        return _Normalize.apply(x, rule, pool, reads_rows, *parameters)
+    if fused is not None:
+        y: Tensor = fused.forward(x, rule, pool, parameters)[0]
+        return y
+    return _forward(x, rule, pool, reads_rows, parameters)[0]
 
 
 def _compose(
@@ -97,10 +94,11 @@ def _compose(
     """The same function from differentiable operators: for tracers and second derivatives, and for
     maps so small that nothing else is faster."""
     dtype = kernels.accumulation_dtype(x)
-    wide, dims = x if x.dtype == dtype else x.to(dtype), tuple(range(2, x.dim()))
+    wide = x if x.dtype == dtype else x.to(dtype)
     parameters = tuple(_as(dtype, parameters))
+    mean = var = None
     if reads_rows:
-        mean, var = _row_moments(wide, dims)
+        mean, var = _row_moments(wide)
         pooled = () if pool is None else pool(mean, var)
     else:
         assert isinstance(pool, RunningPool)
@@ -108,26 +106,26 @@ def _compose(
     if hasattr(rule, "apply"):
         y: Tensor = rule.apply(wide, *pooled, *parameters)
     else:
-        of_rows = (mean, var) if reads_rows else (None, None)
         if hasattr(rule, "about"):
-            center, scale, offset = rule.about(*of_rows, *pooled, *parameters)
+            center, scale, offset = rule.about(mean, var, *pooled, *parameters)
         else:
-            scale, offset = rule(*of_rows, *pooled, *parameters)
-            center = mean if reads_rows else pooled[0]
+            scale, offset = rule(mean, var, *pooled, *parameters)
+            center = pooled[0] if mean is None else mean
         if tracing():  # a shape would carry the example's N into the graph of an exporter
-            index = (..., *(None for _ in dims))
+            index = (..., *(None,) * (x.dim() - 2))
             center, scale, offset = center[index], scale[index], offset[index]
         else:
-            ones = (1,) * len(dims)
+            ones = (1,) * (x.dim() - 2)
             center = center.view(center.shape + ones)
             scale, offset = scale.view(scale.shape + ones), offset.view(offset.shape + ones)
         y = torch.addcmul(offset, wide - center, scale)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
-def _row_moments(wide: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    if not dims:
+def _row_moments(wide: Tensor) -> tuple[Tensor, Tensor]:
+    if wide.dim() == 2:
         return wide, torch.zeros_like(wide)
+    dims = tuple(range(2, wide.dim()))
     if torch.compiler.is_dynamo_compiling():  # the compiler knows how to take both at once
         return wide.mean(dims), wide.var(dims, correction=0)
     if tracing():  # exporters do not know var_mean

@@ -21,7 +21,23 @@ from .modes import not_compiled, recomputing, tracing
 from .running_stats import move_running_statistics
 from .sync import Ranks
 
-__all__ = ["BatchPool", "Pool", "RunningPool", "pool_batch", "pool_channels", "pool_ranks"]
+__all__ = [
+    "BatchPool",
+    "Pool",
+    "RunningPool",
+    "pool_batch",
+    "pool_channels",
+    "pool_ranks",
+    "row_length",
+]
+
+
+def row_length(x: Tensor) -> int:
+    """L of ``(N, C, *)``. Multiplied out, because a tracer may not divide by N."""
+    length = 1
+    for size in x.shape[2:]:
+        length *= size
+    return length
 
 
 def pool_channels(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor]:

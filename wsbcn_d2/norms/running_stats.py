@@ -25,9 +25,11 @@ def frozen(*modules: nn.Module) -> bool:
     That is what detectron2's ``freeze_at`` leaves behind for a norm that is not a BatchNorm; such
     a norm uses its evaluation statistics in training too.
     """
-    return not any(
-        p is not None and p.requires_grad for m in modules for p in m._parameters.values()
-    )
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.requires_grad:
+                return False
+    return True
 
 
 @torch.no_grad()

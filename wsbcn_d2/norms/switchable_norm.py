@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .normalize import normalize
-from .pooling import BatchPool, RunningPool, pool_channels
+from .pooling import BatchPool, RunningPool, pool_channels, row_length
 from .running_stats import BatchAveraged, frozen
 from .sync import PoolsOverRanks, Ranks
 
@@ -71,37 +71,40 @@ class SwitchRule:
     def about(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed mean m, the scale and the bias: y = scale * (x - m) + bias."""
         *pooled, weight, bias, mean_control, var_control = rest
-        mean_ratios = self._ratios(mean_control, weight)
-        var_ratios = self._ratios(var_control, weight)
         if self.unbiased != 1.0 and var is not None:  # None with "bn" alone: no row is read
             var = var * self.unbiased
-        mixed_mean: Tensor | None = None
-        mixed_var: Tensor | None = None
+        means, variances = [], []
         for name in self.used:
             if name == "in":
-                part = mean, var
+                means.append(mean)
+                variances.append(var)
             elif name == "ln":
-                part = pool_channels(mean, var)
+                layer_mean, layer_var = pool_channels(mean, var)
                 if self.unbiased_layer != 1.0:
-                    part = part[0], part[1] * self.unbiased_layer
+                    layer_var = layer_var * self.unbiased_layer
+                means.append(layer_mean)
+                variances.append(layer_var)
             else:
-                part = pooled[0], pooled[1]
-            k = self.statistics.index(name)
-            mixed_mean = _add(mixed_mean, part[0], mean_ratios[k])
-            mixed_var = _add(mixed_var, part[1], var_ratios[k])
-        assert mixed_mean is not None and mixed_var is not None
-        return mixed_mean, weight * (mixed_var + self.eps).rsqrt(), bias
+                means.append(pooled[0])
+                variances.append(pooled[1])
+        mixed_var = self._mix(variances, var_control, weight)
+        scale = weight * (mixed_var + self.eps).rsqrt()
+        return self._mix(means, mean_control, weight), scale, bias
 
-    def _ratios(self, controls: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        """One of each statistic, 0-dim or ``(C,)``."""
+    def _mix(self, parts: list[Tensor], controls: Tensor, weight: Tensor) -> Tensor:
+        """The sum of the parts by their ratios, which are numbers or ``(C,)``."""
         ratios = controls.softmax(-1) if self.softmax else controls
         if ratios.dim() == 2:
             ratios = ratios.repeat_interleave(weight.shape[0] // ratios.shape[0], dim=0)
-        return ratios.unbind(-1)
-
-
-def _add(total: Tensor | None, part: Tensor, ratio: Tensor) -> Tensor:
-    return part * ratio if total is None else torch.addcmul(total, part, ratio)
+        each = ratios.unbind(-1)
+        if len(parts) == len(each) == 2:  # their ratios add up to 1
+            return torch.lerp(parts[1], parts[0], each[0])
+        if self.used != self.statistics:
+            each = tuple(each[self.statistics.index(name)] for name in self.used)
+        total = parts[0] * each[0]
+        for part, ratio in zip(parts[1:], each[1:], strict=True):
+            total = torch.addcmul(total, part, ratio)
+        return total
 
 
 class SwitchNorm(BatchAveraged, nn.Module):
@@ -186,19 +189,13 @@ class SwitchNorm(BatchAveraged, nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input(input)
         training = self.training and not frozen(self)
-        if training:
-            self._warn_about_single_images(input)
         used = self.statistics if training else self.used_statistics()
-        positions = 1
-        for size in input.shape[2:]:
-            positions *= size
-        is_1d = input.dim() == 2
         pool: BatchPool | RunningPool | None = None
         if "bn" in used:
-            pool = self._batch_pool(positions, is_1d) if training else RunningPool(self)
+            pool = self._batch_pool(input) if training else RunningPool(self)
         return normalize(
             input,
-            self._rule(used, positions, is_1d),
+            self._rule(used, input),
             self.weight,
             self.bias,
             *self._controls(training),
@@ -209,18 +206,21 @@ class SwitchNorm(BatchAveraged, nn.Module):
     def _controls(self, training: bool) -> tuple[Tensor, Tensor]:
         return self.mean_weight, self.var_weight
 
-    def _rule(self, used: tuple[str, ...], positions: int, is_1d: bool) -> SwitchRule:
+    def _rule(self, used: tuple[str, ...], x: Tensor) -> SwitchRule:
         if not self.unbiased:
             return SwitchRule(self.statistics, used, self.eps, self._softmax)
-        layer = _unbiased(self.num_features) if is_1d else 1.0
-        return SwitchRule(
-            self.statistics, used, self.eps, self._softmax, _unbiased(positions), layer
-        )
+        layer = _unbiased(self.num_features) if x.dim() == 2 else 1.0
+        row = _unbiased(row_length(x))
+        return SwitchRule(self.statistics, used, self.eps, self._softmax, row, layer)
 
-    def _batch_pool(self, positions: int, is_1d: bool, ranks: Ranks | None = None) -> BatchPool:
+    def _batch_pool(self, x: Tensor, ranks: Ranks | None = None) -> BatchPool:
+        if ranks is None or ranks.size() == 1:
+            self._warn_about_single_images(x)
+        positions = row_length(x)
         if not self.unbiased:
             return BatchPool(self, positions, ranks)
-        return BatchPool(self, positions, ranks, "both" if is_1d else "none", _unbiased(positions))
+        multiplied = "both" if x.dim() == 2 else "none"
+        return BatchPool(self, positions, ranks, multiplied, _unbiased(positions))
 
     def _check_input(self, x: Tensor) -> None:
         name = type(self).__name__
@@ -241,7 +241,7 @@ class SwitchNorm(BatchAveraged, nn.Module):
             )
 
     def _warn_about_single_images(self, x: Tensor) -> None:
-        if x.shape[0] != 1 or x.dim() == 2 or "bn" not in self.statistics or self._warned:
+        if x.shape[0] != 1 or x.dim() == 2 or self._warned:
             return
         if not torch.compiler.is_compiling():  # a warning would split the graph at each norm
             self._warned = True
@@ -289,12 +289,8 @@ class SyncSwitchNorm(PoolsOverRanks, SwitchNorm):
     def pools(self) -> bool:
         return "bn" in self.statistics
 
-    def _batch_pool(self, positions: int, is_1d: bool, ranks: Ranks | None = None) -> BatchPool:
-        return super()._batch_pool(positions, is_1d, self.ranks)
-
-    def _warn_about_single_images(self, x: Tensor) -> None:
-        if self.ranks.size() == 1:
-            super()._warn_about_single_images(x)
+    def _batch_pool(self, x: Tensor, ranks: Ranks | None = None) -> BatchPool:
+        return super()._batch_pool(x, self.ranks)
 
 
 class SwitchNorm1d(SwitchNorm, nn.InstanceNorm1d):
