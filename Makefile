@@ -6,8 +6,10 @@ TORCH   ?=
 VENV    := .venv$(TORCH:%=-%)
 PY      := $(VENV)/bin/python
 CONFIG  ?= configs/quick/mask_rcnn_r18_fpn_ws_gn.py
-# configs/quick/name.py writes to output/quick/name
-OUTPUT  ?= output/$(patsubst configs/%,%,$(basename $(CONFIG)))
+# A project's config is trained by the script beside its configs/.
+SCRIPT  := $(if $(filter projects/%,$(CONFIG)),$(firstword $(subst /configs/, ,$(CONFIG)))/)train_net.py
+# configs/quick/name.py writes to output/quick/name, projects/x/configs/name.py to output/x/name
+OUTPUT  ?= output/$(subst /configs/,/,$(patsubst configs/%,%,$(patsubst projects/%,%,$(basename $(CONFIG)))))
 NUM_GPUS ?=
 # Of test-gpu: cuda, or cpu to rehearse it.
 DEVICE  ?= cuda
@@ -107,7 +109,7 @@ train: setup ## train CONFIG (default: the quick recipe, on the data that the pa
 	@num_gpus="$(NUM_GPUS)"; \
 	: "$${num_gpus:=$$($(PY) -c 'import torch; print(min(2, torch.cuda.device_count() or 2))')}"; \
 	set -x; \
-	$(PY) train_net.py --config-file $(CONFIG) --num-gpus "$$num_gpus" \
+	$(PY) $(SCRIPT) --config-file $(CONFIG) --num-gpus "$$num_gpus" \
 	  train.output_dir=$(OUTPUT) $(ARGS)
 
 # More threads only slow down the small tensors of tests, and several processes at once even more.

@@ -16,7 +16,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from .comparison import compare_with_checkpoint, describe_model, shown
+from .backbone_names import move_backbone
+from .comparison import compare_with_checkpoint, describe_minibatch, describe_model, shown
 from .files import disk_error, find_damage, replacing, root_os_error
 from .folder import numbered_checkpoints, resumable_checkpoints, tagged_checkpoint
 from .reading import CheckpointError, check_is_file, read_checkpoint
@@ -31,6 +32,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
 
     * It saves what `describe_model` says of the model, under ``"norms"``. On loading, a difference
       to the model (`compare_with_checkpoint`) is a warning that names both sides.
+    * A backbone is loaded wherever the model has it (`move_backbone`).
     * Files are read by `read_checkpoint`, which runs no code of theirs.
     * Files appear whole or not at all, whatever kills the process or fills the disk, and weights
       that are not finite are not saved.
@@ -51,7 +53,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
 
         Args:
             images_per_process: images that a process sees at a time in the training to come, to be
-                compared with the pretraining's; None: not compared.
+                compared with the pretraining's and saved as it; None: neither.
             config: the run's options by key, saved under ``"config"``; None saves none.
             complete: refuse checkpoints that lack a parameter of the model, for an evaluation.
         """
@@ -74,6 +76,9 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         last = self.get_checkpoint_file()
         _check_finite(self.model, last)
         data = {"model": self.model.state_dict(), "norms": describe_model(self.model)}
+        if self._images_per_process is not None:
+            minibatch = describe_minibatch(self.model, self._images_per_process)
+            data["pretraining"] = {"minibatch": minibatch}
         if self._config is not None:
             data["config"] = dict(self._config)
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
@@ -277,6 +282,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        move_backbone(checkpoint, self.model)
         lines = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
         if lines:
             logger.warning(

@@ -14,7 +14,13 @@ from torch import nn
 from ..norms import WSConvMixin
 from .norm_kinds import describe_norms, infer_norms, match_names, same_kind
 
-__all__ = ["compare_parameters", "compare_with_checkpoint", "describe_model", "shown"]
+__all__ = [
+    "compare_parameters",
+    "compare_with_checkpoint",
+    "describe_minibatch",
+    "describe_model",
+    "shown",
+]
 
 # How many keys a message shows.
 _SHOWN = 3
@@ -190,6 +196,17 @@ def _compare_minibatch(
                 "comparable; take weights pretrained nearer to it, synchronize (SyncSN), or use a "
                 "norm without batch statistics"
             )
+
+
+def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
+    """Images that the batch statistics of a model are taken over in its training.
+
+    Args:
+        model: one with a synchronized norm pools over all processes.
+        images_per_process: images that a process sees at a time.
+    """
+    synchronized = any(kind in _OF_ALL for kind in describe_norms(model)["norms"].values())
+    return images_per_process * (comm.get_world_size() if synchronized else 1)
 
 
 def compare_parameters(state: Mapping[str, Any], model: nn.Module) -> list[str]:

@@ -46,6 +46,7 @@ __all__ = [
     "cache_root",
     "digits_folder",
     "folder_digest",
+    "source_digits",
 ]
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,20 @@ def build_digits(root: str | os.PathLike[str] | None = None, *, progress: bool =
 
 def _is_complete(folder: Path) -> bool:
     return all(annotation_file(folder, split).is_file() for split in SPLITS)
+
+
+def source_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The handwritten digits that the scenes of a split are made of.
+
+    Args:
+        split: ``"train"`` or ``"val"``, which have no digit in common.
+
+    Returns:
+        images ``(N, 8, 8)``, grey levels 0 (paper) to 16 (ink), and labels ``(N,)``.
+    """
+    digits, labels, _ = _load_sources()
+    part = {"train": slice(_FIRST_VAL_DIGIT), "val": slice(_FIRST_VAL_DIGIT, None)}[split]
+    return digits[part], labels[part]
 
 
 def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
