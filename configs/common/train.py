@@ -34,8 +34,8 @@ train = dict(
     stop_signals=["SIGUSR2"],
     # Sparse SN (SSN): its radius grows until all ratios are one-hot after this share of max_iter.
     ssn_full_at=1.0,
-    # SN's batch average: after the last step, running statistics become plain averages over this
-    # many batches of each process (the paper: 50k images), but not ema's. 0: moving averages.
+    # SN's batch average: every evaluation has plain averages over this many batches of each process
+    # as running statistics, and so has the last checkpoint (not ema's). 0: moving averages.
     batch_average_iters=0,
     # Mixed precision. dtype: "float16" (with loss scaling) or "bfloat16"; CPUs take bfloat16.
     amp=dict(enabled=False, dtype="float16"),

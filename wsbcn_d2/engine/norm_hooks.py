@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..data.seeding import seeded
 from ..norms import SparseSwitchNorm, update_batch_average
 
 __all__ = ["BatchAverage", "SparsityRamp"]
@@ -52,9 +56,12 @@ class SparsityRamp(HookBase):
 
 
 class BatchAverage(HookBase):
-    """`update_batch_average` after the last step, before its evaluation and checkpoint.
+    """SN's batch average: in every evaluation, and for good after the last step.
 
-    Registered before both, on all ranks.
+    Registered before the last step's checkpoint, on all ranks. An evaluation before it gets a copy
+    of the model, from `for_evaluation`: the training goes on as if there had been none.
+
+    Reference: arXiv:1907.10473, "Inference" and Fig. 6.
 
     Args:
         model: not wrapped in DistributedDataParallel.
@@ -73,9 +80,25 @@ class BatchAverage(HookBase):
         self._build_loader = build_loader
 
     def after_step(self) -> None:
-        if self.trainer.iter + 1 < self.trainer.max_iter:
-            return
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self._average(self._model)
+
+    def for_evaluation(self) -> nn.Module:
+        """The model with batch averages: itself once trained, a copy before. All ranks call it."""
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            return self._model
+        model = copy.deepcopy(self._model)
+        self._average(model)
+        return model
+
+    def _average(self, model: nn.Module) -> None:
         logger.info("Averaging batch statistics over %d batches a process", self._num_iters)
-        # A storage of its own: the losses that the model computes on the way are not the run's.
-        with EventStorage(self.trainer.iter):
-            update_batch_average(self._model, self._build_loader(), self._num_iters)
+        iteration = self.trainer.iter
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        # Of their own, as neither losses nor samplings on the way are the run's.
+        with (
+            EventStorage(iteration),
+            torch.random.fork_rng(devices),
+            seeded("batch average", iteration, comm.get_rank()),
+        ):
+            update_batch_average(model, self._build_loader(), self._num_iters)

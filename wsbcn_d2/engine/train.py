@@ -250,7 +250,8 @@ def train(job: Job, resume: bool) -> Results:
 
     def evaluate_now() -> Results:
         results.clear()
-        results.update(job.evaluate(evaluated))
+        averaged = ema is None and batch_average is not None
+        results.update(job.evaluate(batch_average.for_evaluation() if averaged else evaluated))
         return results
 
     def save_now() -> str:
