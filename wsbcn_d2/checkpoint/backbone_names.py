@@ -1,4 +1,4 @@
-"""Where a backbone is in the model that a checkpoint was saved from, and in the one that loads it."""
+"""Where a backbone is: in the model of a checkpoint, and in the one that loads it."""
 
 from __future__ import annotations
 
