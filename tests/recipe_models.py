@@ -16,7 +16,7 @@ from torch import nn
 
 from wsbcn_d2 import recipes
 
-__all__ = ["config", "model_without_weights", "narrow_config"]
+__all__ = ["config", "model_without_weights", "narrow", "narrow_config"]
 
 # What configs call a number of channels.
 _WIDTHS = {"in_channels", "out_channels", "bottleneck_channels", "channels", "conv_dims", "fc_dims"}
@@ -42,7 +42,7 @@ def narrow_config(name: str) -> DictConfig:
     two blocks, images have about 96 pixels a side, and few boxes are sampled.
     """
     cfg = recipes.get_config(name)
-    _narrow(cfg.model)
+    narrow(cfg.model)
     for augmentation in cfg.dataloader.train.mapper.augmentations:
         if "short_edge_length" in augmentation:
             augmentation.update(short_edge_length=[96], max_size=128, sample_style="choice")
@@ -56,7 +56,7 @@ def narrow_config(name: str) -> DictConfig:
     return cfg
 
 
-def _narrow(node: Any) -> None:
+def narrow(node: Any) -> None:
     """Replace channels and blocks in a config, and in all that it contains."""
     if not isinstance(node, DictConfig | ListConfig):
         return
@@ -73,7 +73,7 @@ def _narrow(node: Any) -> None:
         elif key == "stride_per_block":
             node[key] = node[key][:2]
         else:
-            _narrow(node[key])
+            narrow(node[key])
 
 
 def _narrow_width(width: Any) -> Any:

@@ -1,0 +1,6 @@
+"""ResNet-56 with GN and WS on CIFAR-10."""
+
+from ..common.cifar import lr_multiplier, optimizer, recipe, train
+
+model, dataloader = recipe(num_classes=10, depth=56, norm="GN", standardize=True)
+train.output_dir = "./output/classification/cifar/cifar10_resnet56_ws_gn"

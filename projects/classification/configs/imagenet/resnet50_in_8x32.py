@@ -1,0 +1,9 @@
+"""IN at (8, 32). arXiv:1907.10473, Section 4.1.3: 71.6 top-1."""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.sn_imagenet import dataloader, lr_multiplier, model, optimizer, train, use_setting
+
+use_norm(model, "IN")
+use_setting(gpus=8, images_per_gpu=32)
+train.output_dir = "./output/classification/imagenet/resnet50_in_8x32"

@@ -1,0 +1,9 @@
+"""SN at (8, 16). arXiv:1907.10473, Table II: 76.7 top-1."""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.sn_imagenet import dataloader, lr_multiplier, model, optimizer, train, use_setting
+
+use_norm(model, "SN")
+use_setting(gpus=8, images_per_gpu=16, batch_average=True)
+train.output_dir = "./output/classification/imagenet/resnet50_sn_8x16"
