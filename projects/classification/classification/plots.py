@@ -31,7 +31,7 @@ def plot_predictions(
         records: of the test set; of a large one, about 1,000 are looked at.
         mapper: from a record to an input of the model.
         output: the PNG to write.
-        num_images: of either kind, at most.
+        num_images: of either kind, at most; spread over all there are.
     """
     step = max(1, len(records) // 1000)
     inputs = [mapper(record) for record in records[::step]]
@@ -44,8 +44,13 @@ def plot_predictions(
         )
     best, classes = scores.max(dim=1)
     wrong = [i for i, x in enumerate(inputs) if int(classes[i]) != x["label"]]
-    spread = [i * len(inputs) // num_images for i in range(min(num_images, len(inputs)))]
-    rows = [chosen[i : i + _COLUMNS] for chosen in (spread, wrong[:num_images])
+    spread, missed = (
+        [chosen[i * len(chosen) // num_images] for i in range(num_images)]
+        if len(chosen) > num_images
+        else chosen
+        for chosen in (list(range(len(inputs))), wrong)
+    )
+    rows = [chosen[i : i + _COLUMNS] for chosen in (spread, missed)
             for i in range(0, len(chosen), _COLUMNS)]  # fmt: skip
     figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
