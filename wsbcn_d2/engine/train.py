@@ -250,8 +250,8 @@ def train(job: Job, resume: bool) -> Results:
 
     def evaluate_now() -> Results:
         results.clear()
-        averaged = ema is None and batch_average is not None
-        results.update(job.evaluate(batch_average.for_evaluation() if averaged else evaluated))
+        averaged = batch_average.for_evaluation() if batch_average and ema is None else evaluated
+        results.update(job.evaluate(averaged))
         return results
 
     def save_now() -> str:
