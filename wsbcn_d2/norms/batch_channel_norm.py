@@ -61,7 +61,7 @@ class BatchChannelRule:
     eps: float
     inner_eps: float = _INNER_EPS
     from_batch: bool = False
-    fused = "batch_channel"  # its name in `kernels.triton_fused`
+    fused = "batch_channel"  # its kernels: `kernels.triton_batch_channel`
 
     def apply(
         self,

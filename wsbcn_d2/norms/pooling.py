@@ -70,7 +70,7 @@ class Pool(Protocol):
 
     @property
     def fused(self) -> str | None:
-        """Which of the pools in `kernels.triton_fused`: "given", "batch" or "estimate"; or none."""
+        """Which of the pools in `kernels.triton_pools`: "given", "batch" or "estimate"; or none."""
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         """``(C,)`` tensors, the first two a mean and a variance, in the type of ``mean``."""

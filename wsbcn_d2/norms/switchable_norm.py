@@ -61,7 +61,7 @@ class SwitchRule:
 
     @property
     def fused(self) -> str | None:
-        """Its name in `kernels.triton_fused`, which has no unbiased variances."""
+        """Its kernels, which have no unbiased variances: `kernels.triton_switch`."""
         return "switch" if self.unbiased == self.unbiased_layer == 1.0 else None
 
     def __call__(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def step(
 
 
 FORWARD = ["_moments_kernel", "_write_kernel"]
-BACKWARD = {"sn": ["_reduce_kernel", "_switch_sums_kernel", "_dx_kernel"]}
+BACKWARD = {"sn": ["_reduce_kernel", "_sums_kernel", "_dx_kernel"]}
 BACKWARD["bcn"] = ["_reduce_kernel", "_groups_kernel", "_dx_kernel"]
 
 

@@ -350,42 +350,52 @@ import inspect, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from wsbcn_d2.norms.kernels import triton_fused, triton_passes, triton_weights
+from wsbcn_d2.norms.kernels import (
+    triton_batch_channel, triton_passes, triton_pools, triton_switch, triton_weights
+)
 
 TILE = {"CHANNELS_LAST": False, "ROWS": 16, "BLOCK": 256, "UNIT": 4}
 LAST = {"CHANNELS_LAST": True, "ROWS": 64, "BLOCK": 64, "UNIT": 16}
 SN = {"K": 3, "IN": 0, "LN": 1, "BN": 2, "SOFTMAX": True}
 SN_IN_LN = {"K": 2, "IN": 0, "LN": 1, "BN": -1, "SOFTMAX": True}
 SSN = {**SN, "SOFTMAX": False}
-BCN = {"K": 1, "IN": -1, "LN": -1, "BN": -1, "SOFTMAX": False}
 # What each kernel is compiled for; a form that is not here may fail on its first GPU.
 CONSTANTS = {
-    "_moments_kernel": [{"SNAPSHOT": True, **TILE}, {"SNAPSHOT": False, **LAST}],
-    "_transform_kernel": [TILE], "_reduce_kernel": [TILE],
-    "_input_gradient_kernel": [TILE], "_combine_kernel": [{"BLOCK": 256}],
-    "_pool_kernel": [{"POOL": p, "MOVES": True, "BLOCK": 256} for p in (1, 2)],
-    "_write_kernel": [
-        {"SWITCH": form is not BCN, "POOL": p, "MOVES": p > 0, **form, **tile}
-        for form, p, tile in (
-            (SN, 1, TILE), (SN, 0, LAST), (SN_IN_LN, 0, TILE), (SSN, 1, TILE),
-            (BCN, 0, TILE), (BCN, 1, TILE), (BCN, 2, LAST),
-        )
+    "triton_passes._moments_kernel": [{"SNAPSHOT": True, **TILE}, {"SNAPSHOT": False, **LAST}],
+    "triton_passes._transform_kernel": [TILE],
+    "triton_passes._reduce_kernel": [TILE],
+    "triton_passes._input_gradient_kernel": [TILE],
+    "triton_passes._combine_kernel": [{"BLOCK": 256}],
+    "triton_pools._pool_kernel": [{"POOL": p, "MOVES": True, "BLOCK": 256} for p in (1, 2)],
+    "triton_switch._write_kernel": [
+        {"POOL": p, "MOVES": p > 0, **form, **tile}
+        for form, p, tile in ((SN, 1, TILE), (SN, 0, LAST), (SN_IN_LN, 0, TILE), (SSN, 1, TILE))
     ],
-    "_switch_sums_kernel": [{**form, "TILE_N": 4, "TILE_C": 256} for form in (SN, SN_IN_LN, SSN)],
-    "_groups_kernel": [{"TILE_N": n, "WIDTH": w} for n, w in ((2, 4), (32, 16), (2, 2048))],
-    "_dx_kernel": [
-        {"SWITCH": form is not BCN, "POOLED": p, **form, **tile}
-        for form, p, tile in (
-            (SN, True, TILE), (SN_IN_LN, False, LAST), (SSN, True, LAST),
-            (BCN, True, TILE), (BCN, False, LAST),
-        )
+    "triton_switch._sums_kernel": [
+        {**form, "TILE_N": 4, "TILE_C": 256} for form in (SN, SN_IN_LN, SSN)
     ],
-    "_standardize_kernel": [{"INSIDE": i, "BLOCK": 1024, "UNIT": 16} for i in (True, False)],
-    "_standardize_backward_kernel": [{"BLOCK": 1024, "UNIT": 16}],
+    "triton_switch._dx_kernel": [
+        {"POOLED": p, **form, **tile}
+        for form, p, tile in ((SN, True, TILE), (SN_IN_LN, False, LAST), (SSN, True, LAST))
+    ],
+    "triton_batch_channel._write_kernel": [
+        {"POOL": p, "MOVES": p > 0, **tile} for p, tile in ((0, TILE), (1, TILE), (2, LAST))
+    ],
+    "triton_batch_channel._groups_kernel": [
+        {"TILE_N": n, "WIDTH": w} for n, w in ((2, 4), (32, 16), (2, 2048))
+    ],
+    "triton_batch_channel._dx_kernel": [
+        {"POOLED": p, **tile} for p, tile in ((True, TILE), (False, LAST))
+    ],
+    "triton_weights._standardize_kernel": [
+        {"INSIDE": i, "BLOCK": 1024, "UNIT": 16} for i in (True, False)
+    ],
+    "triton_weights._standardize_backward_kernel": [{"BLOCK": 1024, "UNIT": 16}],
 }
 FLOATS = ("eps", "inner_eps", "rate", "unbias", "slope_factor", "level_factor")
+modules = (triton_passes, triton_pools, triton_switch, triton_batch_channel, triton_weights)
 kernels = {
-    name: f for m in (triton_passes, triton_weights, triton_fused) for name, f in vars(m).items()
+    m.__name__.rpartition(".")[2] + "." + name: f for m in modules for name, f in vars(m).items()
     if name.endswith("_kernel") and isinstance(f, triton.JITFunction)
 }
 assert set(kernels) == set(CONSTANTS), set(kernels) ^ set(CONSTANTS)
@@ -422,7 +432,7 @@ def compile_for(*capabilities: str) -> None:
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 12
+    assert int(done.stdout) == 14
 
 
 def test_every_kernel_compiles_for_a_gpu_that_is_not_there(

@@ -72,15 +72,16 @@ def triton_weights_for(weight: Tensor) -> ModuleType | None:
 
 
 def fused_for(x: Tensor, rule: Any, pool: Any) -> ModuleType | None:
-    """`triton_fused` if it has the rule and the pool of a forward, and Triton takes ``x``."""
-    if getattr(rule, "fused", None) is None or not (pool is None or pool.fused):
+    """The kernels that have the rule and the pool of a forward, if Triton takes ``x``."""
+    name = getattr(rule, "fused", None)
+    if name is None or not (pool is None or pool.fused):
         return None
     triton = triton_for(x.device)
     if triton is None or not triton.supports(x):
         return None
-    from . import triton_fused
+    from . import triton_batch_channel, triton_switch
 
-    return triton_fused
+    return {"switch": triton_switch, "batch_channel": triton_batch_channel}[name]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,8 @@ __all__ = [
     "reduce_gradient",
     "supports",
     "transform",
+    "write_affine",
+    "write_gradient",
 ]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -136,6 +138,20 @@ def launch_moments(
     return result
 
 
+@triton.jit
+def write_affine(
+    x, y, center, slope, level, base, tile, step, start, end, length, row_mask, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``y = slope * (x - center) + level`` on a program's rows and positions; see `place`."""
+    columns = tl.arange(0, BLOCK)[None, :]
+    for at in range(start, end, BLOCK):
+        mask = (at + columns < length) & row_mask[:, None]
+        there = base + tl.cast(at, tl.int64) * step + tile
+        value = tl.load(x + there, mask=mask, other=0.0).to(tl.float32)
+        value = (value - center[:, None]) * slope[:, None] + level[:, None]
+        tl.store(y + there, value.to(y.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _transform_kernel(
     x, y, mean, scale, offset,
@@ -145,16 +161,10 @@ def _transform_kernel(
     rows, row_mask, base, tile, step, start, end, length = place(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    center = tl.load(mean + rows, mask=row_mask, other=0.0)[:, None]
-    slope = tl.load(scale + rows, mask=row_mask, other=0.0)[:, None]
-    level = tl.load(offset + rows, mask=row_mask, other=0.0)[:, None]
-    columns = tl.arange(0, BLOCK)[None, :]
-    for at in range(start, end, BLOCK):
-        mask = (at + columns < length) & row_mask[:, None]
-        there = base + tl.cast(at, tl.int64) * step + tile
-        value = tl.load(x + there, mask=mask, other=0.0).to(tl.float32)
-        value = (value - center) * slope + level
-        tl.store(y + there, value.to(y.dtype.element_ty), mask=mask)
+    center = tl.load(mean + rows, mask=row_mask, other=0.0)
+    slope = tl.load(scale + rows, mask=row_mask, other=0.0)
+    level = tl.load(offset + rows, mask=row_mask, other=0.0)
+    write_affine(x, y, center, slope, level, base, tile, step, start, end, length, row_mask, BLOCK)
 
 
 def transform(x: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -217,6 +227,23 @@ def launch_reduce(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, int]:
     return parts, splits
 
 
+@triton.jit
+def write_gradient(
+    dy, x, dx, center, gain, slope, level, base, tile, step, start, end, length, row_mask,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``dx = gain * dy + slope * (x - center) + level`` on a program's rows and positions."""
+    columns = tl.arange(0, BLOCK)[None, :]
+    for at in range(start, end, BLOCK):
+        mask = (at + columns < length) & row_mask[:, None]
+        there = base + tl.cast(at, tl.int64) * step + tile
+        grad = tl.load(dy + there, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + there, mask=mask, other=0.0).to(tl.float32)
+        away = value - center[:, None]
+        result = gain[:, None] * grad + slope[:, None] * away + level[:, None]
+        tl.store(dx + there, result.to(dx.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _input_gradient_kernel(
     dy, x, dx, mean, scale, dmean, dvar, slope_factor, level_factor,
@@ -226,18 +253,12 @@ def _input_gradient_kernel(
     rows, row_mask, base, tile, step, start, end, length = place(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    center = tl.load(mean + rows, mask=row_mask, other=0.0)[:, None]
-    gain = tl.load(scale + rows, mask=row_mask, other=0.0)[:, None]
-    level = tl.load(dmean + rows, mask=row_mask, other=0.0)[:, None] * level_factor
-    slope = tl.load(dvar + rows, mask=row_mask, other=0.0)[:, None] * slope_factor
-    columns = tl.arange(0, BLOCK)[None, :]
-    for at in range(start, end, BLOCK):
-        mask = (at + columns < length) & row_mask[:, None]
-        there = base + tl.cast(at, tl.int64) * step + tile
-        grad = tl.load(dy + there, mask=mask, other=0.0).to(tl.float32)
-        value = tl.load(x + there, mask=mask, other=0.0).to(tl.float32)
-        result = gain * grad + slope * (value - center) + level
-        tl.store(dx + there, result.to(dx.dtype.element_ty), mask=mask)
+    center = tl.load(mean + rows, mask=row_mask, other=0.0)
+    gain = tl.load(scale + rows, mask=row_mask, other=0.0)
+    level = tl.load(dmean + rows, mask=row_mask, other=0.0) * level_factor
+    slope = tl.load(dvar + rows, mask=row_mask, other=0.0) * slope_factor
+    write_gradient(dy, x, dx, center, gain, slope, level, base, tile, step, start, end, length,
+                   row_mask, BLOCK)  # fmt: skip
 
 
 def input_gradient(
