@@ -1,4 +1,8 @@
-"""What the learned ratios of switchable norms say: a record over training, tables and pictures."""
+"""What the learned ratios of switchable norms say.
+
+Here is the record that every run keeps; `run_ratios` reads it or a checkpoint, `ratio_bars` and
+`ratio_curves` draw it, and import matplotlib.
+"""
 
 from .layer_names import layer_label, layer_part
 from .ratio_log import LayerRatios, RatioLog, read_ratio_log
