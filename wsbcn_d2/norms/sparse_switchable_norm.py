@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .modes import optimizer_steps, recomputing, tracing, without_grad
 from .sparsemax import circumradius, sparsestmax, sparsestmax_jacobian
-from .switchable_norm import STATISTICS, SwitchNorm
+from .switchable_norm import SwitchNorm
 
 __all__ = [
     "SparseSwitchNorm",
@@ -41,7 +41,7 @@ class SparseSwitchNorm(SwitchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        statistics: Sequence[str] = STATISTICS,
+        statistics: Sequence[str] | None = None,
         num_groups: int = 1,
         unbiased: bool = False,
         radius: float = 0.0,
@@ -202,17 +202,7 @@ class SparseSwitchNorm1d(SparseSwitchNorm, nn.InstanceNorm1d):
     """SSN of ``(N, C)`` or ``(N, C, L)``; see `SparseSwitchNorm2d` and `SwitchNorm1d`."""
 
     input_dims = (2, 3)
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        statistics: Sequence[str] = ("ln", "bn"),
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, statistics, *args, **kwargs)
+    default_statistics = ("ln", "bn")
 
 
 class SparseSwitchNorm2d(SparseSwitchNorm, nn.InstanceNorm2d):

@@ -116,6 +116,7 @@ class SwitchNorm(BatchAveraged, nn.Module):
     """
 
     input_dims: tuple[int, ...]
+    default_statistics: tuple[str, ...] = STATISTICS
     _softmax = True
     _warned = False
     _version = 2  # torch's norms: 2 brought num_batches_tracked
@@ -133,12 +134,14 @@ class SwitchNorm(BatchAveraged, nn.Module):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        statistics: Sequence[str] = STATISTICS,
+        statistics: Sequence[str] | None = None,
         num_groups: int = 1,
         unbiased: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if statistics is None:
+            statistics = self.default_statistics
         chosen = [statistics] if isinstance(statistics, str) else list(statistics)
         if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(STATISTICS):
             raise ValueError(
@@ -274,7 +277,7 @@ class SyncSwitchNorm(PoolsOverRanks, SwitchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        statistics: Sequence[str] = STATISTICS,
+        statistics: Sequence[str] | None = None,
         num_groups: int = 1,
         unbiased: bool = False,
         process_group: dist.ProcessGroup | None = None,
@@ -296,21 +299,11 @@ class SyncSwitchNorm(PoolsOverRanks, SwitchNorm):
 class SwitchNorm1d(SwitchNorm, nn.InstanceNorm1d):
     """Switchable Normalization of ``(N, C)`` or ``(N, C, L)``; see `SwitchNorm2d`.
 
-    By default ``statistics=("ln", "bn")``, for (N, C) input, where IN does not exist.
+    With ``statistics=None`` LN and BN: in (N, C) input IN does not exist.
     """
 
     input_dims = (2, 3)
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        statistics: Sequence[str] = ("ln", "bn"),
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, statistics, *args, **kwargs)
+    default_statistics = ("ln", "bn")
 
 
 class SwitchNorm2d(SwitchNorm, nn.InstanceNorm2d):
@@ -332,7 +325,7 @@ class SwitchNorm2d(SwitchNorm, nn.InstanceNorm2d):
         eps: added to the mixed variance.
         momentum: the share of the *new* value in the running statistics (torch's convention; the
             authors' code counts the share kept). None averages all batches plainly.
-        statistics: any non-empty subset of ``("in", "ln", "bn")``; its order does not matter.
+        statistics: any non-empty subset of ``("in", "ln", "bn")``, in any order; all if None.
         num_groups: G; each of G consecutive channel groups gets ratios of its own. The statistics
             stay ungrouped. Divides C.
         unbiased: variances with divisor L - 1, as in the authors' code. For its weights only.
@@ -366,17 +359,7 @@ class SyncSwitchNorm1d(SyncSwitchNorm, nn.InstanceNorm1d):
     """SyncSN of ``(N, C)`` or ``(N, C, L)``; see `SyncSwitchNorm2d` and `SwitchNorm1d`."""
 
     input_dims = (2, 3)
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        statistics: Sequence[str] = ("ln", "bn"),
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, statistics, *args, **kwargs)
+    default_statistics = ("ln", "bn")
 
 
 class SyncSwitchNorm2d(SyncSwitchNorm, nn.InstanceNorm2d):
