@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from cluster_profile import Profile
 
 from wsbcn_d2 import data  # noqa: F401  registers datasets
-from wsbcn_d2.engine import build_job, check_config, load_config, resolve_config_file
-from wsbcn_d2.engine.config import batch_plan, is_lazy
-from wsbcn_d2.engine.options import read_options
+from wsbcn_d2.engine import RunConfig, check_config, load_config, read_config, resolve_config_file
 from wsbcn_d2.errors import ConfigError
 
-__all__ = ["Plan", "check_run", "evaluation_override", "output_override"]
+__all__ = ["Plan", "check_run"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Plan:
     """A run, checked.
 
     Attributes:
-        cfg: the config with its overrides.
+        config: the config with its overrides.
         config_file: absolute path.
         opts: the overrides, with an absolute output folder.
         output_dir: absolute.
@@ -39,7 +34,7 @@ class Plan:
         evaluations: how many, with the last.
     """
 
-    cfg: Any
+    config: RunConfig
     config_file: str
     opts: list[str]
     output_dir: Path
@@ -50,10 +45,6 @@ class Plan:
     checkpoints: int
     checkpoint_bytes: int
     evaluations: int
-
-    @property
-    def lazy(self) -> bool:
-        return is_lazy(self.cfg)
 
 
 def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -> Plan:
@@ -68,36 +59,35 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         ConfigError: with what to put right.
     """
     path = os.path.abspath(resolve_config_file(args.config_file))
-    cfg = load_config(path, opts)
-    folder = Path(read_options(cfg).output_dir).expanduser().absolute()
-    opts = [*opts, *output_override(cfg, folder)]
+    config = read_config(load_config(path, opts))
+    folder = Path(config.options.output_dir).expanduser().absolute()
+    opts = [*opts, *config.override("output_dir", folder)]
     cfg = load_config(path, opts)
     if not (args.resume or args.eval_only) and (folder / "last_checkpoint").exists():
         raise ConfigError(
             f"{folder} holds an earlier run's checkpoints, which a restart of this one might "
             "resume: add --resume to go on with that run, or name another "
-            f"{'train.output_dir' if is_lazy(cfg) else 'OUTPUT_DIR'}"
+            f"{config.key('output_dir')}"
         )
     batch = []
     images = 0
     for nodes in profile.node_counts:
-        check_config(cfg, args, nodes * profile.tasks)
-        plan = None if args.eval_only else batch_plan(cfg, nodes * profile.tasks)
+        config = read_config(cfg, world_size=nodes * profile.tasks)
+        check_config(config, args)
+        plan = None if args.eval_only else config.batch_plan()
         if plan is not None:
             images = plan.total
             batch.append(f"{nodes} node(s): {plan}")
-    job = build_job(cfg, "meta")
     try:
-        with torch.device("meta"):
-            model = job.build_model()
+        model = config.build_model("meta")
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
-    max_iter, period = job.options.max_iter, job.options.checkpointer.period
+    max_iter, period = config.options.max_iter, config.options.checkpointer.period
     tensors = [*model.parameters(), *model.buffers()]
     return Plan(
-        cfg=cfg,
+        config=config,
         config_file=path,
         opts=opts,
         output_dir=folder,
@@ -108,25 +98,7 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         checkpoints=-(-max_iter // period) if period > 0 else 1,
         checkpoint_bytes=sum(t.numel() * t.element_size() for t in tensors)
         + sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-        evaluations=-(-max_iter // job.options.eval_period) if job.options.eval_period > 0 else 1,
+        evaluations=-(-max_iter // config.options.eval_period)
+        if config.options.eval_period > 0
+        else 1,
     )
-
-
-def output_override(cfg: Any, folder: Path) -> list[str]:
-    """The overrides that set the output folder."""
-    if not is_lazy(cfg):
-        return ["OUTPUT_DIR", str(folder)]
-    return [f"train.output_dir={_quoted(folder)}"]
-
-
-def evaluation_override(cfg: Any, folder: Path, weights: Path) -> list[str]:
-    """The overrides that evaluate ``weights`` and write to ``folder``."""
-    if not is_lazy(cfg):
-        return ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(weights)]
-    return [f"train.output_dir={_quoted(folder)}", f"train.init_checkpoint={_quoted(weights)}"]
-
-
-def _quoted(path: Path) -> str:
-    """In quotes where hydra would see more than a word."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"

@@ -110,16 +110,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _submit(args: argparse.Namespace, profile: Profile, command: str) -> None:
-    from precheck import check_run, output_override
+    from precheck import check_run
 
     plans = [check_run(args, args.opts, profile)]
     base = RunFolder(plans[0].output_dir)
     if args.sweep:
-        sweeps = combinations(args.sweep, pairs=not plans[0].lazy)
+        sweeps = combinations(args.sweep, pairs=not plans[0].config.lazy)
         plans = [
             check_run(
                 args,
-                [*args.opts, *run, *output_override(plans[0].cfg, base.output_dir / run_name(run))],
+                [
+                    *args.opts,
+                    *run,
+                    *plans[0].config.override("output_dir", base.output_dir / run_name(run)),
+                ],
                 profile,
             )
             for run in sweeps
@@ -199,7 +203,6 @@ class _Batch:
     # --- what the jobs do ---
 
     def _tasks(self, evaluation: bool = False) -> list[TrainingTask]:
-        from precheck import evaluation_override
 
         profile = self._profile
         tasks = []
@@ -208,7 +211,11 @@ class _Batch:
             if evaluation:
                 final = plan.output_dir / "model_final.pth"
                 folder = plan.output_dir / "eval"
-                opts = [*opts, *evaluation_override(plan.cfg, folder, final)]
+                opts = [
+                    *opts,
+                    *plan.config.override("output_dir", folder),
+                    *plan.config.override("init_checkpoint", final),
+                ]
                 run = RunFolder(folder)
             tasks.append(
                 TrainingTask(
@@ -486,12 +493,12 @@ def _datasets() -> str:
 
 
 def _save_config(plan: Any, path: Path) -> None:
-    if not plan.lazy:
-        path.write_text(plan.cfg.dump(), encoding="utf-8")
+    if not plan.config.lazy:
+        path.write_text(plan.config.cfg.dump(), encoding="utf-8")
         return
     from detectron2.config import LazyConfig
 
-    LazyConfig.save(plan.cfg, str(path))
+    LazyConfig.save(plan.config.cfg, str(path))
 
 
 def _environment() -> str:

@@ -68,7 +68,7 @@ def test_a_checkpoint_holds_all_that_resuming_needs(lazy_run):
     state = torch.load(lazy_run[0] / "output" / "model_final.pth", weights_only=True)
     assert {"model", "trainer", "ema", "norms", "iteration"} <= set(state)
     assert {"optimizer", "grad_scaler", "iteration"} <= set(state["trainer"])
-    assert state["trainer"]["hooks"]["Progress"] == {
+    assert state["trainer"]["hooks"]["DataPosition"] == {
         "seed": 3, "position": 12, "num_samples": 8,
         "total_batch_size": 2, "images_per_gpu": 2, "world_size": 1,
     }  # fmt: skip

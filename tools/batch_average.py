@@ -22,9 +22,7 @@ from wsbcn_d2.checkpoint import WSBCNCheckpointer
 from wsbcn_d2.checkpoint.files import replacing
 from wsbcn_d2.checkpoint.reading import read_checkpoint
 from wsbcn_d2.data.seeding import seeded
-from wsbcn_d2.engine import build_job, load_config
-from wsbcn_d2.engine.config import resolve_config_file, resolve_device
-from wsbcn_d2.engine.options import read_options
+from wsbcn_d2.engine import load_config, read_config, resolve_config_file
 from wsbcn_d2.errors import ConfigError, exit_with_message
 from wsbcn_d2.norms import update_batch_average
 
@@ -72,14 +70,13 @@ def batch_average(
         batch = [word for key in size for word in (key, str(images_per_gpu))]
     else:
         batch = [f"{key}={images_per_gpu}" for key in size]
-    cfg = load_config(config_file, [*opts, *batch])
-    job = build_job(cfg, resolve_device(read_options(cfg), opts))
-    model = job.build_model()
+    config = read_config(load_config(config_file, [*opts, *batch]), opts=opts)
+    model = config.build_model()
     WSBCNCheckpointer(model, complete=True).load(source)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    seed = max(job.options.seed, 0)
+    seed = max(config.options.seed, 0)
     with EventStorage(), seeded("batch average", seed):
-        update_batch_average(model, job.build_train_loader(seed), num_iters)
+        update_batch_average(model, config.build_train_loader(seed), num_iters)
     changed = {n: b.cpu() for n, b in model.named_buffers() if not torch.equal(b, before[n])}
     if not changed:
         raise ConfigError(

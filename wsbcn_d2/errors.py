@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConfigError", "RankFailedError", "UserError", "exit_with_message"]
+__all__ = ["ConfigError", "RankFailedError", "UserError", "did_you_mean", "exit_with_message"]
 
 
 class UserError(Exception):
@@ -53,3 +54,21 @@ def exit_with_message(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The end of a message about a name that does not exist.
+
+    Args:
+        name: what was written.
+        known: the names that exist.
+        otherwise: the hint where none of them is near; None lists all.
+
+    Returns:
+        a hint with the nearest of ``known``.
+    """
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(names)}" if otherwise is None else otherwise

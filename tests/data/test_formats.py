@@ -15,8 +15,7 @@ from tests.own_data import NAMES, WITH_MASKS, WRITERS, make_objects
 from wsbcn_d2.data.check import check_dataset
 from wsbcn_d2.data.findings import Needs
 from wsbcn_d2.data.formats import read_own_data
-from wsbcn_d2.engine import load_config, resolve_config_file
-from wsbcn_d2.engine.config import dataset_names
+from wsbcn_d2.engine import load_config, read_config, resolve_config_file
 from wsbcn_d2.errors import ConfigError, UserError
 
 RECIPE = "quick/mask_rcnn_r18_fpn_gn"
@@ -78,7 +77,7 @@ def test_detectron2_loads_it_and_the_check_finds_nothing(kind, tmp_path):
     assert ("mask_head" in cfg.model.roi_heads) is masks
     assert cfg.dataloader.train.mapper.use_instance_mask is masks
     for split, count in (("train", 8), ("test", 2)):
-        (name,) = dataset_names(cfg, split)
+        (name,) = read_config(cfg).dataset_names(split)
         report = check_dataset(name, Needs(split == "train", 2, masks=masks))
         assert not report.findings, str(report)
         metadata = MetadataCatalog.get(name)
@@ -258,7 +257,7 @@ def test_a_fault_is_one_message_with_file_and_line_or_id(case, tmp_path):
         reports = [
             check_dataset(name, Needs(split == "train", 2))
             for split in ("train", "test")
-            for name in dataset_names(cfg, split)
+            for name in read_config(cfg).dataset_names(split)
         ]
         if any(report.has_errors() for report in reports):
             raise UserError("\n".join(map(str, reports)))

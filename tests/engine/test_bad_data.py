@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.tiny_training import prepare, training
 from wsbcn_d2.data.train_loader import BadDataError, WorkerError
-from wsbcn_d2.engine import ConfigError, Trainer, build_job, load_config
+from wsbcn_d2.engine import ConfigError, Trainer, load_config, read_config
 
 BATCH = ["dataloader.train.total_batch_size=4", "train.max_iter=3", "train.log_period=1"]
 
@@ -44,7 +44,7 @@ def test_a_bad_image_is_skipped_and_counted_on_request(folder):
 def test_an_unknown_action_is_refused(folder):
     cfg = load_config(str(folder / "tiny.py"), ["train.bad_data.action=ignore"])
     with pytest.raises(ConfigError, match=r"train\.bad_data\.action \('ignore'\) must be 'error'"):
-        build_job(cfg, "cpu")
+        read_config(cfg)
 
 
 def test_a_worker_that_dies_is_named(folder, monkeypatch):

@@ -4,19 +4,18 @@ import argparse
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG, yaml_overrides
 from wsbcn_d2.engine import (
     ConfigError,
     check_config,
     load_config,
+    read_config,
     resolve_config_file,
-    resolve_device,
 )
-from wsbcn_d2.engine.config import dataset_names, is_lazy
-from wsbcn_d2.engine.options import read_options
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 TRAIN = argparse.Namespace(eval_only=False, resume=False)
@@ -45,12 +44,12 @@ def test_a_name_of_the_model_zoo_is_suggested_too():
 
 def test_a_lazy_config_gets_this_projects_train_options(lazy_file):
     cfg = load_config(lazy_file, ["train.ema.enabled=True", "model.proposal_generator.new=1"])
-    assert is_lazy(cfg)
+    assert isinstance(cfg, DictConfig)
     assert cfg.train.max_iter == 6  # its own
     assert cfg.train.clip_grad.max_norm == 1.0  # from configs/common/train.py
     assert cfg.train.ema.enabled is True
     assert cfg.model.proposal_generator.new == 1
-    assert dataset_names(cfg, "train") == ["coco_2017_train"]
+    assert read_config(cfg).dataset_names("train") == ["coco_2017_train"]
 
 
 def test_a_saved_lazy_config_is_told_from_a_yaml_config(lazy_file, tmp_path):
@@ -59,12 +58,12 @@ def test_a_saved_lazy_config_is_told_from_a_yaml_config(lazy_file, tmp_path):
     cfg = load_config(lazy_file)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     again = load_config(str(tmp_path / "config.yaml"), ["train.max_iter=9"])
-    assert is_lazy(again) and again.train.max_iter == 9
+    assert isinstance(again, DictConfig) and again.train.max_iter == 9
     assert OmegaConf.to_container(again.train.vis) == OmegaConf.to_container(cfg.train.vis)
 
     yaml = load_config(resolve_config_file(ZOO), yaml_overrides())
-    assert not is_lazy(yaml) and yaml.SOLVER.MAX_ITER == 3
-    assert dataset_names(yaml, "test") == ["coco_2017_val"]
+    assert isinstance(yaml, CfgNode) and yaml.SOLVER.MAX_ITER == 3
+    assert read_config(yaml).dataset_names("test") == ["coco_2017_val"]
     (tmp_path / "dumped.yaml").write_text(yaml.dump())
     dumped = load_config(str(tmp_path / "dumped.yaml"))
     assert (dumped.SOLVER, dumped.INPUT, dumped.TEST) == (yaml.SOLVER, yaml.INPUT, yaml.TEST)
@@ -87,7 +86,7 @@ def test_wrong_overrides_of_a_lazy_config_are_named(lazy_file, opts, message):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["SOLVER.MAX_ITR", "3"], "nearest: SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
         (["SOLVER.MAX_ITER=3"], "pairs KEY VALUE"),
         (["SOLVER.MAX_ITER"], "pairs KEY VALUE"),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER|Type mismatch"),
@@ -101,7 +100,7 @@ def test_wrong_overrides_of_a_yaml_config_are_named(opts, message):
 def test_wrong_keys_in_config_files_are_named(tmp_path):
     yaml = tmp_path / "a.yaml"
     yaml.write_text("SOLVER:\n  MAX_ITR: 3\n")
-    with pytest.raises(ConfigError, match=r"MAX_ITR.*nearest: SOLVER\.MAX_ITER"):
+    with pytest.raises(ConfigError, match=r"MAX_ITR.*did you mean SOLVER\.MAX_ITER"):
         load_config(str(yaml))
     lazy = tmp_path / "a.py"
     lazy.write_text("net = dict(a=1)\n")
@@ -111,15 +110,15 @@ def test_wrong_keys_in_config_files_are_named(tmp_path):
 
 def test_the_device_follows_the_machine_unless_asked_for(lazy_file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    stock = read_options(load_config(resolve_config_file(ZOO)))
-    assert stock.device == "cuda" and resolve_device(stock) == "cpu"
-    asked = read_options(load_config(lazy_file, ["train.device=cuda"]))
+    stock = read_config(load_config(resolve_config_file(ZOO)))
+    assert stock.options.device == "cuda" and stock.device == stock.cfg.MODEL.DEVICE == "cpu"
+    asked = load_config(lazy_file, ["train.device=cuda"])
     with pytest.raises(ConfigError, match="finds no GPU"):
-        resolve_device(asked, ["train.device=cuda"])
+        read_config(asked, opts=["train.device=cuda"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    auto = read_options(load_config(lazy_file, ["train.device=auto"]))
-    assert resolve_device(auto) == "cuda"
-    assert resolve_device(read_options(load_config(lazy_file))) == "cpu"
+    auto = load_config(lazy_file, ["train.device=auto"])
+    assert read_config(auto).device == "cuda"
+    assert read_config(load_config(lazy_file)).device == "cpu"
 
 
 @pytest.fixture
@@ -145,9 +144,9 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
         ],
     )
     with pytest.raises(ConfigError, match=rf"total_batch_size \({batch}\).*8 process.*{nearest}"):
-        check_config(cfg, TRAIN, 8)
+        check_config(read_config(cfg, world_size=8), TRAIN)
     cfg.dataloader.train.total_batch_size = 16
-    check_config(cfg, TRAIN, 8)
+    check_config(read_config(cfg, world_size=8), TRAIN)
 
 
 def test_a_dataset_that_is_not_there_says_where_it_was_looked_for(lazy_file, tmp_path, monkeypatch):
@@ -159,7 +158,7 @@ def test_a_dataset_that_is_not_there_says_where_it_was_looked_for(lazy_file, tmp
     path = str(tmp_path / "coco/annotations/instances_train2017.json")
     monkeypatch.setitem(metadata.__dict__, "json_file", path)
     with pytest.raises(ConfigError) as error:
-        check_config(cfg, TRAIN, 1)
+        check_config(read_config(cfg, world_size=1), TRAIN)
     message = str(error.value)
     assert "'coco_2017_train' is not there" in message and path in message
     assert f"DETECTRON2_DATASETS is {tmp_path}" in message and "Set it to" in message
@@ -167,12 +166,12 @@ def test_a_dataset_that_is_not_there_says_where_it_was_looked_for(lazy_file, tmp
 
 def test_an_unknown_dataset_or_checkpoint_is_named(lazy_file, known_dataset):
     cfg = load_config(lazy_file, ["dataloader.train.dataset.names=coco_2017_trian"])
-    with pytest.raises(ConfigError, match=r"'coco_2017_trian'.*nearest: coco_2017_train"):
-        check_config(cfg, TRAIN, 1)
+    with pytest.raises(ConfigError, match=r"'coco_2017_trian'.*did you mean coco_2017_train"):
+        check_config(read_config(cfg, world_size=1), TRAIN)
     cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = known_dataset
     cfg.train.init_checkpoint = "nowhere.pth"
     with pytest.raises(ConfigError, match=r"train\.init_checkpoint: nowhere\.pth is not there"):
-        check_config(cfg, TRAIN, 1)
+        check_config(read_config(cfg, world_size=1), TRAIN)
 
 
 YAML_SIZE = "MODEL.WSBCN.SYNC_GROUP_SIZE"
@@ -182,7 +181,11 @@ YAML_SIZE = "MODEL.WSBCN.SYNC_GROUP_SIZE"
 def test_groups_of_synchronized_norms_in_both_config_kinds(lazy_file, asked, size):
     lazy = load_config(lazy_file, [f"train.sync_group_size={asked}"] if asked else [])
     yaml = load_config(resolve_config_file(ZOO), [YAML_SIZE, asked] if asked else [])
-    assert read_options(lazy).sync_group_size == read_options(yaml).sync_group_size == size
+    assert (
+        read_config(lazy).options.sync_group_size
+        == read_config(yaml).options.sync_group_size
+        == size
+    )
 
 
 def test_groups_that_the_processes_cannot_share_are_refused(lazy_file, known_dataset):
@@ -190,13 +193,13 @@ def test_groups_that_the_processes_cannot_share_are_refused(lazy_file, known_dat
     cfg = load_config(lazy_file, [*names, "dataloader.train.total_batch_size=12"])
     cfg.train.sync_group_size = 5
     with pytest.raises(ConfigError, match=r"sync_group_size \(5\).*processes \(12\).*4 or 6, or 0"):
-        check_config(cfg, TRAIN, 12)
+        check_config(read_config(cfg, world_size=12), TRAIN)
     for fitting in (0, 1, 4, 12, "node"):
         cfg.train.sync_group_size = fitting
-        check_config(cfg, TRAIN, 12)
+        check_config(read_config(cfg, world_size=12), TRAIN)
     cfg.train.sync_group_size = "machine"
     with pytest.raises(ConfigError, match=r"train\.sync_group_size \('machine'\).*'node'"):
-        check_config(cfg, TRAIN, 12)
+        check_config(read_config(cfg, world_size=12), TRAIN)
     yaml = load_config(resolve_config_file(ZOO), [YAML_SIZE, "2.5"])
     with pytest.raises(ConfigError, match=r"SYNC_GROUP_SIZE \(2\.5\)"):
-        read_options(yaml)
+        read_config(yaml)

@@ -13,7 +13,7 @@ import torch
 from tests.engine.tiny_training import differing, prepare, training
 from wsbcn_d2.engine import Trainer
 from wsbcn_d2.engine.batch import BatchPlan
-from wsbcn_d2.engine.resume import Progress
+from wsbcn_d2.engine.resume import DataPosition
 
 # Norm, overrides, and where the run is killed: in which iteration, after how many micro-batches.
 RUNS = {
@@ -120,7 +120,7 @@ def test_a_seed_that_was_drawn_is_kept(folder, drawn):
         resume=True,
     )  # fmt: skip
     assert differing(drawn, again) == []
-    assert drawn["trainer"]["hooks"]["Progress"]["seed"] >= 0
+    assert drawn["trainer"]["hooks"]["DataPosition"]["seed"] >= 0
 
 
 def test_an_older_checkpoint_loads_and_says_what_it_lacks(folder, drawn, caplog):
@@ -134,7 +134,7 @@ def test_an_older_checkpoint_loads_and_says_what_it_lacks(folder, drawn, caplog)
         folder, "old", "dataloader.train.total_batch_size=2", "train.seed=-1", resume=True
     )
     assert "does not say how far its run was in the data: taking 4 steps of 2" in caplog.text
-    assert resumed["trainer"]["hooks"]["Progress"]["position"] == 12
+    assert resumed["trainer"]["hooks"]["DataPosition"]["position"] == 12
     assert len(differing(drawn["model"], resumed["model"])) > 50
 
 
@@ -145,7 +145,7 @@ def test_another_total_batch_goes_on_from_the_same_image(folder, drawn, caplog):
         folder, "other batch", "dataloader.train.total_batch_size=3", "train.seed=-1", resume=True
     )
     assert "2 images a step and goes on with 3, from the same image (position 8)" in caplog.text
-    assert resumed["trainer"]["hooks"]["Progress"]["position"] == 8 + 2 * 3
+    assert resumed["trainer"]["hooks"]["DataPosition"]["position"] == 8 + 2 * 3
 
 
 def test_without_exact_resume_detectron2s_loader_is_used(folder):
@@ -163,7 +163,7 @@ SAVED = {
 
 
 def resume(caplog, plan, seed=5, saved=SAVED):
-    progress = Progress(plan)
+    progress = DataPosition(plan)
     progress.load_state_dict(saved)
     caplog.clear()
     progress.begin(seed, 4)

@@ -135,7 +135,7 @@ def test_a_step_does_not_depend_on_the_number_of_processes(folder, world_size, r
     request.getfixturevalue({2: "two", 4: "four"}[world_size])
     final = folder / f"{world_size} processes" / "model_final.pth"
     hooks = torch.load(final, weights_only=True)["trainer"]["hooks"]
-    assert hooks["Progress"]["world_size"] == world_size
+    assert hooks["DataPosition"]["world_size"] == world_size
     wrong = [(folder / f"wrong {rank} of {world_size}").read_text() for rank in range(world_size)]
     assert wrong == [""] * world_size
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +9,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from tests.norms.processes import run_on_ranks
-from wsbcn_d2.engine.train import _synchronize_norms
+from wsbcn_d2.engine.train import synchronize_norms
 from wsbcn_d2.norms import BatchChannelNorm2d, SyncSwitchNorm2d
 
 SETTINGS = {
@@ -27,8 +25,7 @@ def worker(rank, world_size):
     results = {}
     for name, size in SETTINGS.items():
         model = nn.Sequential(SyncSwitchNorm2d(2), BatchChannelNorm2d(2, 1))
-        options = types.SimpleNamespace(sync_group_size=size)
-        _synchronize_norms(types.SimpleNamespace(options=options), model)
+        synchronize_norms(model, size)
         model(torch.full((1, 2, 3, 3), float(rank)))
         results[name] = {
             # Moved from 0 by a tenth: the mean of the ranks that pooled.

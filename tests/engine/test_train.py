@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
-from wsbcn_d2.engine import ConfigError, UserError, build_job, load_config, main
+from wsbcn_d2.engine import ConfigError, UserError, load_config, main, read_config
 from wsbcn_d2.engine.detection import Detection
-from wsbcn_d2.engine.train import _results_table, _rows, _set_aside
+from wsbcn_d2.engine.summary import results_table, task_metrics
+from wsbcn_d2.engine.train import set_aside
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_the_table_has_a_row_for_each_task_of_each_dataset():
     metrics = {"AP": 12.345, "AP50": 20.0, "AP-cat": 1.0}
 
     def table(results):
-        return _results_table(_rows(results), Detection.metrics)
+        return results_table(task_metrics(results), Detection.metrics)
 
     lines = table({"bbox": metrics, "segm": metrics}).splitlines()
     assert lines[1].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
@@ -38,17 +39,17 @@ def test_the_table_has_a_row_for_each_task_of_each_dataset():
     assert table({}).startswith("No evaluation results")
 
 
-def test_metrics_of_an_earlier_run_are_set_aside(tmp_path):
-    _set_aside(tmp_path / "metrics.json")
+def test_metrics_of_an_earlier_run_areset_aside(tmp_path):
+    set_aside(tmp_path / "metrics.json")
     (tmp_path / "metrics.json").write_text("old")
-    _set_aside(tmp_path / "metrics.json")
+    set_aside(tmp_path / "metrics.json")
     (aside,) = tmp_path.iterdir()
     assert aside.name.startswith("metrics.2") and aside.read_text() == "old"
 
 
 def test_everything_optional_is_off_by_default(cfg):
-    job = build_job(cfg, "cpu")
-    options = job.options
+    config = read_config(cfg)
+    options = config.options
     assert options.amp.autocast_dtype("cpu") is options.clip_grad.arguments() is None
     assert not options.ema.enabled and not options.scale_lr.enabled
     assert options.ddp["broadcast_buffers"] is False
@@ -56,25 +57,25 @@ def test_everything_optional_is_off_by_default(cfg):
 
 
 def test_the_model_stays_out_of_the_config(cfg):
-    job = build_job(cfg, "cpu")
-    job.build_optimizer(job.build_model())
+    config = read_config(cfg)
+    config.build_optimizer(config.build_model())
     assert "model" not in cfg.optimizer.params
 
 
 def test_wrong_options_are_named(cfg):
     cfg.train.amp.dtype = "half"
     with pytest.raises(ConfigError, match=r"train\.amp\.dtype \('half'\).*'float16' or 'bfloat16'"):
-        build_job(cfg, "cpu")
+        read_config(cfg)
     cfg.train.amp.dtype = "float16"
     del cfg["lr_multiplier"]
     with pytest.raises(ConfigError, match="no `lr_multiplier`"):
-        build_job(cfg, "cpu").build_scheduler(types.SimpleNamespace())
+        read_config(cfg).build_scheduler(types.SimpleNamespace())
     cfg.dataloader.evaluator = OmegaConf.create([])
-    job = build_job(cfg, "cpu")
-    assert list(job.evaluations()) == []
+    config = read_config(cfg)
+    assert list(config.evaluations()) == []
     cfg.dataloader.evaluator = OmegaConf.create([{}, {}])
     with pytest.raises(ConfigError, match=r"test \(1\) and dataloader\.evaluator \(2\)"):
-        list(job.evaluations())
+        list(config.evaluations())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
@@ -86,7 +87,7 @@ def test_a_full_disk_is_an_error_of_the_user_with_path_and_free_space(
             number, "does not work", str(tmp_path / "a.json")
         )
 
-    monkeypatch.setattr(sys.modules["wsbcn_d2.engine.train"], "_set_up", write)
+    monkeypatch.setattr(sys.modules["wsbcn_d2.engine.command_line"], "_set_up", write)
     args = argparse.Namespace(config_file=str(tmp_path / "tiny.py"), opts=[])
     full = number != errno.EACCES
     message = rf"cannot write {tmp_path}/a\.json: does not work\n.*MiB free" if full else "torch's"

@@ -45,7 +45,7 @@ def training(
     from detectron2.data.datasets import load_coco_json
     from detectron2.utils.env import seed_all_rng
 
-    from wsbcn_d2.engine import build_job, load_config, train
+    from wsbcn_d2.engine import load_config, read_config, train
     from wsbcn_d2.modeling import register_norms, use_norm
 
     coco = folder / "coco"
@@ -64,7 +64,7 @@ def training(
     torch.set_num_threads(1)
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)  # as default_setup does
-    train(build_job(cfg, "cpu"), resume)
+    train(read_config(cfg), resume)
     return torch.load(folder / output / "model_final.pth", weights_only=True)
 
 

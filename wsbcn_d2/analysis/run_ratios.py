@@ -98,14 +98,12 @@ def load_run_ratios(path: str | Path, name: str = "") -> RunRatios:
 
 def _model(config: Path) -> nn.Module | None:
     """The run's model, without its weights."""
-    from ..engine import build_job, load_config
+    from ..engine import load_config, read_config
 
     if not config.is_file():
         return None
     try:
-        cfg = load_config(str(config))
-        with torch.device("meta"):
-            return build_job(cfg, "meta").build_model()
+        return read_config(load_config(str(config))).build_model("meta")
     except Exception as error:  # a config of another project may need what is not here
         logger.warning("%s: the model was not built, so no receptive fields: %s", config, error)
         return None

@@ -3,15 +3,18 @@
 from .. import known_warnings  # noqa: F401  before detectron2
 from ..errors import ConfigError, RankFailedError, UserError
 from .buffers import average_buffers
-from .config import check_config, load_config, resolve_config_file, resolve_device
+from .checks import check_config
+from .command_line import argument_parser, main, run, run_command_line
+from .config import load_config, read_config, resolve_config_file
 from .detection import Detection
+from .evaluation import evaluate
 from .hooks import BufferAverager, EvalHook, ModelEMA
-from .job import Job, LazyJob, YamlJob, build_job
 from .launch import launch
 from .norm_hooks import BatchAverage, SparsityRamp
 from .ratio_writer import RatioWriter
+from .run_config import RunConfig
 from .task import Task
-from .train import argument_parser, evaluate, main, run, run_command_line, train
+from .train import train
 from .trainer import Trainer
 
 __all__ = [
@@ -20,26 +23,23 @@ __all__ = [
     "ConfigError",
     "Detection",
     "EvalHook",
-    "Job",
-    "LazyJob",
     "ModelEMA",
     "RankFailedError",
     "RatioWriter",
+    "RunConfig",
     "SparsityRamp",
     "Task",
     "Trainer",
     "UserError",
-    "YamlJob",
     "argument_parser",
     "average_buffers",
-    "build_job",
     "check_config",
     "evaluate",
     "launch",
     "load_config",
     "main",
+    "read_config",
     "resolve_config_file",
-    "resolve_device",
     "run",
     "run_command_line",
     "train",

@@ -16,12 +16,11 @@ from detectron2.evaluation import (
 from torch import nn
 
 from ..errors import ConfigError
-from .data_check import check_detection_data
-from .options import Config
+from .detection_data import check_detection_data
 from .task import Task
 
 if TYPE_CHECKING:
-    from .job import Job
+    from .run_config import RunConfig
 
 __all__ = ["Detection"]
 
@@ -44,16 +43,16 @@ class Detection(Task):
             "lvis or pascal_voc; use a lazy config, which names its evaluator"
         )
 
-    def check_data(self, cfg: Config, splits: Sequence[str]) -> None:
-        check_detection_data(cfg, splits)
+    def check_data(self, config: RunConfig, splits: Sequence[str]) -> None:
+        check_detection_data(config, splits)
 
-    def plot_predictions(self, model: nn.Module, job: Job, output: str) -> None:
+    def plot_predictions(self, model: nn.Module, config: RunConfig, output: str) -> None:
         # Imported here: matplotlib takes a second, which nothing else waits for.
         from .plots import plot_predictions
 
-        source = job.visualization()
+        source = config.first_test_set()
         if source is not None:
-            vis = job.options.vis
+            vis = config.options.vis
             plot_predictions(
                 model,
                 *source,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .buffers import average_buffers
 
-__all__ = ["BufferAverager", "EvalHook", "ModelEMA", "SkippedImages", "is_due"]
+__all__ = ["BufferAverager", "EvalHook", "MetricWriter", "ModelEMA", "SkippedImages", "is_due"]
 
 
 def is_due(iteration: int, period: int, max_iter: int) -> bool:
@@ -64,6 +64,25 @@ class EvalHook(hooks.EvalHook):
         if self.trainer.iter < self.trainer.max_iter:
             return
         super().after_train()
+
+
+class MetricWriter(hooks.PeriodicWriter):
+    """detectron2's ``PeriodicWriter`` with its default writers.
+
+    Their files are opened when the training starts, after those of an earlier run were renamed.
+
+    Args:
+        output_dir: for metrics.json and TensorBoard's events.
+        max_iter: iterations of the training, for the time that is left.
+        period: iterations between lines.
+    """
+
+    def __init__(self, output_dir: str, max_iter: int, period: int) -> None:
+        super().__init__([], period)
+        self._output_dir, self._max_iter = output_dir, max_iter
+
+    def before_train(self) -> None:
+        self._writers = default_writers(self._output_dir, self._max_iter)
 
 
 class ModelEMA(HookBase):

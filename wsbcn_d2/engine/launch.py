@@ -57,8 +57,30 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in _TORCHRUN)
 
 
-def planned_world_size(num_gpus_per_machine: int, num_machines: int) -> int:
-    """Return the number of processes in which `launch` will run ``main_func``."""
+def planned_world_size(
+    num_gpus_per_machine: int, num_machines: int = 1, machine_rank: int = 0
+) -> int:
+    """Return the number of processes in which `launch` will run ``main_func``.
+
+    Args:
+        num_gpus_per_machine: processes per machine.
+        num_machines: how many machines.
+        machine_rank: index of this one.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+    for name, value, least in (
+        ("--num-gpus", num_gpus_per_machine, 1),
+        ("--num-machines", num_machines, 1),
+        ("--machine-rank", machine_rank, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} is {value}, but must be an integer of at least {least}")
+    if machine_rank >= num_machines:
+        raise ConfigError(
+            f"--machine-rank is {machine_rank}, but must be below --num-machines ({num_machines})"
+        )
     if under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     return num_gpus_per_machine * num_machines
@@ -116,12 +138,8 @@ def launch(
         SystemExit: with status `EXIT_STOPPED`, if the processes ended with that status.
     """
     cuda = device.startswith("cuda")
+    world_size = planned_world_size(num_gpus_per_machine, num_machines, machine_rank)
     local_size = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else num_gpus_per_machine
-    if local_size < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
-        raise ConfigError(
-            f"--num-gpus ({local_size}) and --num-machines ({num_machines}) must be positive, and "
-            f"--machine-rank ({machine_rank}) one of 0 … {num_machines - 1}"
-        )
     if cuda and local_size > torch.cuda.device_count():
         raise ConfigError(
             f"--num-gpus is {local_size}, but this machine has {torch.cuda.device_count()} GPU(s); "
@@ -132,7 +150,7 @@ def launch(
         main_func,
         args,
         "nccl" if cuda else "gloo",
-        planned_world_size(num_gpus_per_machine, num_machines),
+        world_size,
         local_size,
         machine_rank * local_size,
         timeout,

@@ -73,7 +73,7 @@ class BatchAverage(HookBase):
         self,
         model: nn.Module,
         num_iters: int,
-        build_loader: Callable[[], Iterable[list[dict[str, Any]]]],
+        build_loader: Callable[[], Iterable[Any]],
     ) -> None:
         self._model = model
         self._num_iters = num_iters

@@ -1,26 +1,24 @@
-"""The options of a run: the type and range of each key of ``train``, and its yaml twin."""
+"""The options of a run: the type and range of each key of ``train``."""
 
 # Without "from __future__ import annotations": the annotations hold the rules, and are evaluated.
 import dataclasses
-import difflib
 import inspect
 import math
 import re
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import torch
 from detectron2.config import CfgNode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError
-from ..recipes import get_config
+from ..errors import ConfigError, did_you_mean
 
-__all__ = ["YAML_KEYS", "Config", "Options", "add_engine_config", "did_you_mean", "read_options"]
+__all__ = ["Config", "Options", "read_options"]
 
 Config: TypeAlias = "CfgNode | DictConfig"
 
@@ -215,89 +213,23 @@ class Options:
         return [int(signal.Signals[name]) for name in self.stop_signals]
 
 
-# Keys of `Options` in yaml configs: detectron2's, and those of `add_engine_config`.
-YAML_KEYS = {
-    "output_dir": "OUTPUT_DIR",
-    "init_checkpoint": "MODEL.WEIGHTS",
-    "max_iter": "SOLVER.MAX_ITER",
-    "eval_period": "TEST.EVAL_PERIOD",
-    "checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
-    "amp.enabled": "SOLVER.AMP.ENABLED",
-    "device": "MODEL.DEVICE",
-    "seed": "SEED",
-    "cudnn_benchmark": "CUDNN_BENCHMARK",
-    "sync_group_size": "MODEL.WSBCN.SYNC_GROUP_SIZE",
-}
-_ADDED_KEYS = {
-    "images_per_gpu": "SOLVER.IMAGES_PER_GPU",
-    "scale_lr.enabled": "SOLVER.SCALE_LR.ENABLED",
-    "scale_lr.reference_batch_size": "SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE",
-    "correct_momentum": "SOLVER.CORRECT_MOMENTUM",
-    "exact_resume": "SOLVER.EXACT_RESUME",
-    "resume.new_hyperparameters": "SOLVER.RESUME.NEW_HYPERPARAMETERS",
-    "resume.other_model": "SOLVER.RESUME.OTHER_MODEL",
-    "ssn_full_at": "SOLVER.SSN_FULL_AT",
-    "batch_average_iters": "SOLVER.BATCH_AVERAGE_ITERS",
-    "stop_signals": "SOLVER.STOP_SIGNALS",
-    "ema.enabled": "SOLVER.EMA.ENABLED",
-    "ema.decay": "SOLVER.EMA.DECAY",
-    "bad_data.action": "DATALOADER.BAD_DATA.ACTION",
-    "bad_data.max_share": "DATALOADER.BAD_DATA.MAX_SHARE",
-}
-YAML_KEYS |= _ADDED_KEYS
+def read_options(values: Any, names: Mapping[str, str] = MappingProxyType({})) -> Options:
+    """Check a run's options.
 
-
-def add_engine_config(cfg: CfgNode) -> None:
-    """Add the options that detectron2's yaml configs lack, with the defaults of lazy configs."""
-    defaults = get_config("common/train").train
-    for key, yaml_key in _ADDED_KEYS.items():
-        value = OmegaConf.select(defaults, key)
-        *parents, name = yaml_key.split(".")
-        node = cfg
-        for parent in parents:
-            node = node.setdefault(parent, CfgNode())
-        node[name] = value if not OmegaConf.is_list(value) else tuple(value)
-
-
-def read_options(cfg: Config) -> Options:
-    """The options of a config of either kind.
+    Args:
+        values: nested dicts with the keys of `Options`.
+        names: how messages call an option, by its key (``"ema.decay"``); ``train.`` and the key
+            where it is not named.
 
     Raises:
         ConfigError: options that do not exist, or whose value is of another type or out of range;
-            names the config's key.
+            all of them in one message.
     """
-    if isinstance(cfg, CfgNode):
-        values = OmegaConf.to_container(get_config("common/train").train)
-        assert isinstance(values, dict)
-        # detectron2's yaml configs keep every checkpoint.
-        values["checkpointer"]["max_to_keep"] = None
-        for key, yaml_key in YAML_KEYS.items():
-            *parents, name = key.split(".")
-            node: Any = values
-            for parent in parents:
-                node = node[parent]
-            node[name] = _select(cfg, yaml_key)
-        # None as yacs lets it be replaced by a number and by "node".
-        values["sync_group_size"] = values["sync_group_size"] or 0
-        names = YAML_KEYS
-    else:
-        try:
-            values = OmegaConf.to_container(cfg.train, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"train: {error}") from error
-        names = {}
     wrong: list[str] = []
     options = _read(Options, values, "", names, wrong)
     if wrong:
         raise ConfigError("\n  ".join(wrong))
     return options
-
-
-def _select(cfg: CfgNode, key: str) -> Any:
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def _read(kind: Any, values: Any, prefix: str, names: Mapping[str, str], wrong: list[str]) -> Any:
@@ -324,10 +256,3 @@ def _read(kind: Any, values: Any, prefix: str, names: Mapping[str, str], wrong: 
             if not rule.fits(values[key]):
                 wrong.append(f"{name} ({values[key]!r}) must be {rule.allowed}")
     return None if wrong else kind(**found)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known names that are near to ``name``, or all of them, as the end of a message."""
-    names = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"

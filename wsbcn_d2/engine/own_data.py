@@ -15,8 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.formats import OwnData, Split, read_own_data
-from ..errors import ConfigError
-from .options import did_you_mean
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["add_data_config", "use_own_data"]
 

@@ -15,13 +15,13 @@ from torch import nn
 from .batch import BatchPlan
 from .hooks import is_due
 
-__all__ = ["Progress", "RankStates"]
+__all__ = ["DataPosition", "RankStates"]
 
 logger = logging.getLogger(__name__)
 
 
-class Progress(HookBase):
-    """How far the run is in its sequence of samples, and who carries it out; saved as hook state.
+class DataPosition(HookBase):
+    """Where a run is in its sequence of samples, and how it deals them out; saved as hook state.
 
     Args:
         plan: of this run.

@@ -5,21 +5,25 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode, instantiate
-from detectron2.solver import build_optimizer
+from detectron2.config import instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
-from torch import nn
 
 from ..errors import ConfigError, UserError
 
-__all__ = ["build", "check_optimizer", "check_targets", "explain_building", "takes_argument"]
+__all__ = [
+    "build",
+    "check_targets",
+    "explain_building",
+    "explain_optimizer",
+    "locate_target",
+    "takes_argument",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ def check_targets(cfg: DictConfig) -> None:
     """
     for key, node in _calls(cfg, ""):
         try:
-            target = _located(node)
+            target = locate_target(node)
         except Exception as error:  # of whatever module the name leads to
             name = node["_target_"]
             raise ConfigError(f"{key}._target_: cannot find {name}: {error}") from error
@@ -41,7 +45,7 @@ def check_targets(cfg: DictConfig) -> None:
             continue
         for name in node:
             if name not in parameters and not str(name).startswith("_"):
-                near = difflib.get_close_matches(str(name), parameters, n=1, cutoff=0.6)
+                near = difflib.get_close_matches(str(name), parameters, n=1)
                 hint = f"; did you mean {_join(key, near[0])}?" if near else ""
                 raise ConfigError(
                     f"{_join(key, name)}: {_name(target)} has no argument {name!r}{hint}\n"
@@ -49,29 +53,23 @@ def check_targets(cfg: DictConfig) -> None:
                 )
 
 
-def check_optimizer(cfg: CfgNode | DictConfig) -> None:
-    """Build the optimizer for one layer: torch has its own rules for learning rates and such.
+@contextmanager
+def explain_optimizer(key: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Turn an error of building an optimizer into one that names the config's key.
+
+    torch has its own rules for learning rates and such.
+
+    Args:
+        key: of the optimizer.
+        arguments: it may have been built with; one whose value is in torch's message is named.
 
     Raises:
-        ConfigError: torch refuses an argument.
+        ConfigError: instead of any error.
     """
-    layer = nn.Linear(1, 1)
-    node: Any
     try:
-        if isinstance(cfg, CfgNode):
-            key, node = "SOLVER", cfg.SOLVER
-            build_optimizer(cfg, layer)
-        else:
-            key, node = "optimizer", cfg.get("optimizer")
-            # What another function does with its arguments is its own business.
-            target = _located(node) if isinstance(node, DictConfig) else None
-            if inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
-                arguments = {
-                    name: node[name] for name in node if name not in ("_target_", "params")
-                }
-                target(layer.parameters(), **{k: instantiate(v) for k, v in arguments.items()})
+        yield
     except Exception as error:
-        guilty = [name for name in node if name != "params" and f" {node[name]} " in f" {error} "]
+        guilty = [name for name in arguments if f" {arguments[name]} " in f" {error} "]
         key = _join(key, guilty[0]) if len(guilty) == 1 else key
         raise ConfigError(f"{key}: the optimizer cannot be built: {error}") from error
 
@@ -127,7 +125,7 @@ def explain_building(what: str, node: Any = None) -> Iterator[None]:
     except Exception as error:
         logger.debug("%s cannot be built", what, exc_info=True)
         target = _innermost_target(error.__traceback__)
-        keys = [key for key, call in _calls(node, what) if _located(call) is target]
+        keys = [key for key, call in _calls(node, what) if locate_target(call) is target]
         key = keys[0] if len(keys) == 1 else what
         message = f"{key} cannot be built: {type(error).__name__}: {error}"
         if target is not None and (parameters := _parameters(target)):
@@ -135,14 +133,15 @@ def explain_building(what: str, node: Any = None) -> Iterator[None]:
         raise ConfigError(f"{message}\n  (traceback in log.txt)") from error
 
 
-def _located(call: DictConfig) -> Any:
+def locate_target(call: DictConfig) -> Any:
+    """What a call in a lazy config names."""
     target = call["_target_"]
     return locate(target) if isinstance(target, str) else target
 
 
 def takes_argument(call: DictConfig, name: str) -> bool:
     """Whether what a call in a lazy config names has an argument of this name."""
-    return "_target_" in call and name in (_parameters(_located(call)) or [])
+    return "_target_" in call and name in (_parameters(locate_target(call)) or [])
 
 
 def _innermost_target(traceback: TracebackType | None) -> Any:

@@ -14,8 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from .job import Job
-    from .options import Config
+    from .run_config import RunConfig
 
 __all__ = ["Task"]
 
@@ -119,22 +118,22 @@ class Task:
             "DATASETS.TEST nothing is evaluated"
         )
 
-    def check_data(self, cfg: Config, splits: Sequence[str]) -> None:
+    def check_data(self, config: RunConfig, splits: Sequence[str]) -> None:
         """Look the datasets over before a run. Called on rank 0, or before ranks are started.
 
         Args:
-            cfg: the config, of either kind.
+            config: of the run: ``config.cfg`` is the config itself, of either kind.
             splits: ``"train"``, ``"test"`` or both.
 
         Raises:
             UserError: the run would fail on its data or learn from wrong labels.
         """
 
-    def plot_predictions(self, model: nn.Module, job: Job, output: str) -> None:
+    def plot_predictions(self, model: nn.Module, config: RunConfig, output: str) -> None:
         """Draw predictions of the final model; it may draw nothing. Called on rank 0.
 
         Args:
-            model: to be evaluated, on ``job.device``.
-            job: the run: its ``cfg``, and ``options.vis``.
+            model: to be evaluated, on ``config.device``.
+            config: of the run: ``config.cfg``, and the options ``config.options.vis``.
             output: the PNG to write.
         """

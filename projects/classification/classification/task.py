@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wsbcn_d2.engine import Job, Task
+from wsbcn_d2.engine import RunConfig, Task
 from wsbcn_d2.engine.targets import build
 from wsbcn_d2.errors import UserError
 
@@ -19,17 +19,17 @@ class Classification(Task):
 
     metrics = ("top1", "top5")
 
-    def check_data(self, cfg: Any, splits: Sequence[str]) -> None:
+    def check_data(self, config: RunConfig, splits: Sequence[str]) -> None:
         """Compare the labels with the number of classes.
 
         Raises:
             UserError: a label outside of it, with the image.
         """
         key = "model.backbone.num_classes"
-        num_classes = OmegaConf.select(cfg, key)
+        num_classes = OmegaConf.select(config.cfg, key)
         for split in splits:
             name = f"dataloader.{split}.dataset"
-            node = OmegaConf.select(cfg, name)
+            node = OmegaConf.select(config.cfg, name)
             for record in build(node, name) if node is not None else ():
                 if not 0 <= record["label"] < num_classes:
                     raise UserError(
@@ -38,12 +38,14 @@ class Classification(Task):
                         f"{key} is {num_classes}"
                     )
 
-    def plot_predictions(self, model: Any, job: Job, output: str) -> None:
+    def plot_predictions(self, model: Any, config: RunConfig, output: str) -> None:
         # Imported here: matplotlib takes a second, which nothing else waits for.
         from .plots import plot_predictions
 
-        loader = OmegaConf.select(job.cfg, "dataloader.test")
-        if loader is not None and job.options.vis.num_images > 0:
+        loader = OmegaConf.select(config.cfg, "dataloader.test")
+        if loader is not None and config.options.vis.num_images > 0:
             records = build(loader.dataset, "dataloader.test.dataset")
             mapper = build(loader.mapper, "dataloader.test.mapper")
-            plot_predictions(model, records, mapper, output, num_images=job.options.vis.num_images)
+            plot_predictions(
+                model, records, mapper, output, num_images=config.options.vis.num_images
+            )

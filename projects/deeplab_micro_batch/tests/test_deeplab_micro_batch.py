@@ -17,7 +17,7 @@ from tests.annotated_images import NUM_STUFF, annotated_images
 from tests.engine.tiny_training import differing, signal_at
 from wsbcn_d2 import register_norms
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
-from wsbcn_d2.engine import argument_parser, build_job, load_config, main, run
+from wsbcn_d2.engine import argument_parser, load_config, main, read_config, run
 from wsbcn_d2.engine.preemption import EXIT_STOPPED
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(script, dataset, tmp_
         train("stopped")
     assert stopped.value.code == EXIT_STOPPED
     assert differing(whole, train("stopped", resume=True)) == []
-    assert whole["trainer"]["hooks"]["Progress"]["images_per_gpu"] == 1
+    assert whole["trainer"]["hooks"]["DataPosition"]["images_per_gpu"] == 1
     log = (tmp_path / "stopped" / "log.txt").read_text()
     assert "1 image(s) × 1 process(es) × 2 accumulated" in log
 
@@ -136,7 +136,7 @@ def test_ws_is_a_choice_of_the_config(script, dataset, tmp_path):
 
 def test_training_images_have_the_size_of_the_crop(script, dataset, tmp_path):
     args = arguments(dataset, tmp_path, "INPUT.CROP.SIZE", "(64, 80)")
-    job = build_job(load_config(str(CONFIG), args.opts, script.TASK), "cpu", script.TASK)
-    for image in next(iter(job.build_train_loader())):
+    config = read_config(load_config(str(CONFIG), args.opts, script.TASK), script.TASK)
+    for image in next(iter(config.build_train_loader())):
         assert image["image"].shape == (3, 64, 80)
         assert image["sem_seg"].shape == (64, 80)

@@ -15,8 +15,9 @@ from PIL import Image
 
 from tests.engine.tiny_run import LAZY_CONFIG, ROOT, make_dataset, train_net
 from wsbcn_d2.data.findings import Needs
-from wsbcn_d2.engine import ConfigError, Detection, load_config
-from wsbcn_d2.engine.data_check import check_data, dataset_needs
+from wsbcn_d2.engine import ConfigError, load_config, read_config
+from wsbcn_d2.engine.checks import check_data
+from wsbcn_d2.engine.detection_data import dataset_needs
 from wsbcn_d2.errors import UserError
 from wsbcn_d2.recipes import config_file
 
@@ -24,7 +25,7 @@ ANNOTATIONS = Path("coco", "annotations", "instances_train2017.json")
 
 
 def needs(name, split="train", *overrides):
-    return dataset_needs(load_config(str(config_file(name)), list(overrides)), split)
+    return dataset_needs(read_config(load_config(str(config_file(name)), list(overrides))), split)
 
 
 def test_what_a_lazy_config_needs():
@@ -55,7 +56,8 @@ def test_what_a_lazy_config_needs():
 def yaml_needs(name, split="train", *overrides):
     from detectron2 import model_zoo
 
-    return dataset_needs(load_config(model_zoo.get_config_file(name), list(overrides)), split)
+    cfg = load_config(model_zoo.get_config_file(name), list(overrides))
+    return dataset_needs(read_config(cfg), split)
 
 
 def test_what_a_yaml_config_needs():
@@ -157,7 +159,7 @@ def test_under_torchrun_one_process_tells(folder, changed):
 def check(folder, *options, config="mine.py", eval_only=False):
     """What is done before any process is started."""
     cfg = load_config(str(folder / config), [f"train.output_dir={folder}", *options])
-    check_data(cfg, argparse.Namespace(eval_only=eval_only), Detection())
+    check_data(read_config(cfg), argparse.Namespace(eval_only=eval_only))
 
 
 def test_what_training_can_go_on_with_is_one_warning_of_the_log(folder, changed, caplog):

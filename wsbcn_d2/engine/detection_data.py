@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
@@ -18,49 +17,20 @@ from omegaconf import DictConfig, OmegaConf
 from ..data.check import check_dataset
 from ..data.findings import Needs, Report
 from ..errors import ConfigError, UserError
-from .config import dataset_names, is_lazy
-from .launch import under_torchrun
-from .options import Config, read_options
-from .task import Task
 
-__all__ = ["check_data", "check_detection_data", "dataset_needs"]
+__all__ = ["check_detection_data", "dataset_needs"]
+
+if TYPE_CHECKING:
+    from .run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
 
-def check_data(cfg: Config, args: argparse.Namespace, task: Task) -> None:
-    """Have the task look the run's datasets over, once, on rank 0.
-
-    The process that starts the others calls it; where torchrun or several machines start them, all
-    of them do.
-
-    Args:
-        cfg: the config.
-        args: ``eval_only`` is read.
-        task: whose `Task.check_data` is called.
-
-    Raises:
-        UserError: the run would fail on its data or learn from wrong labels.
-        SystemExit: the same, on the other ranks under torchrun, so that it is told once.
-    """
-    message = ""
-    if comm.is_main_process():
-        try:
-            task.check_data(cfg, ["test"] if args.eval_only else ["train", "test"])
-        except UserError as error:
-            message = str(error)
-    message = comm.all_gather(message)[0]
-    if message and under_torchrun() and not comm.is_main_process():
-        raise SystemExit(1)
-    if message:
-        raise UserError(message)
-
-
-def check_detection_data(cfg: Config, splits: Sequence[str]) -> None:
+def check_detection_data(config: RunConfig, splits: Sequence[str]) -> None:
     """Check a detector's datasets; what is odd but not wrong is logged, once.
 
     Args:
-        cfg: the config.
+        config: of the run.
         splits: ``"train"``, ``"test"`` or both.
 
     Raises:
@@ -69,8 +39,8 @@ def check_detection_data(cfg: Config, splits: Sequence[str]) -> None:
     reports = {}
     described = []
     for split in splits:
-        needs = dataset_needs(cfg, split)
-        for name in dataset_names(cfg, split):
+        needs = dataset_needs(config, split)
+        for name in config.dataset_names(split):
             reports[split, name] = check_dataset(name, needs)
             described.append(MetadataCatalog.get(name).get("description"))
     _compare_classes(reports)
@@ -81,9 +51,7 @@ def check_detection_data(cfg: Config, splits: Sequence[str]) -> None:
     described = [own for own in dict.fromkeys(described) if own]
     if found or described:
         # As in every process; this one may be about to start them.
-        setup_logger(
-            read_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="wsbcn_d2"
-        )
+        setup_logger(config.options.output_dir, distributed_rank=comm.get_rank(), name="wsbcn_d2")
     for own in described:
         logger.info("Your data: %s", own)
     if found:
@@ -110,16 +78,20 @@ def _compare_classes(reports: dict[tuple[str, str], Report]) -> None:
         )
 
 
-def dataset_needs(cfg: Config, split: str) -> Needs:
+def dataset_needs(config: RunConfig, split: str) -> Needs:
     """What a run wants of its ``"train"`` or ``"test"`` datasets.
 
     Read from the config, without building the model; what a config of one's own does not tell by
     detectron2's names is not asked for.
 
+    Args:
+        config: of the run.
+        split: which datasets.
+
     Raises:
         ConfigError: the mapper leaves out what the model's heads need.
     """
-    return _lazy_needs(cfg, split) if is_lazy(cfg) else _yaml_needs(cfg, split)
+    return (_lazy_needs if config.lazy else _yaml_needs)(config.cfg, split)
 
 
 def _lazy_needs(cfg: DictConfig, split: str) -> Needs:

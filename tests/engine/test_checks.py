@@ -11,9 +11,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from wsbcn_d2.checkpoint import WSBCNCheckpointer
-from wsbcn_d2.engine import ConfigError, build_job, load_config
+from wsbcn_d2.engine import ConfigError, load_config, read_config
+from wsbcn_d2.engine.checks import check_start
 from wsbcn_d2.engine.config_record import flatten_config
-from wsbcn_d2.engine.start_check import check_start
 from wsbcn_d2.recipes import config_file
 
 QUICK = str(config_file("quick/mask_rcnn_r18_fpn_ws_gn"))
@@ -28,14 +28,14 @@ class Runs:
 
 def check(*overrides: str, resume: bool = False, eval_only: bool = False) -> None:
     args = argparse.Namespace(resume=resume, eval_only=eval_only)
-    check_start(load_config(QUICK, list(overrides)), args)
+    check_start(read_config(load_config(QUICK, list(overrides))), args)
 
 
 def save_run(folder: Path, recipe: str = "ws_gn", *overrides: str, iteration: int = 9) -> None:
     """What a run of the quick recipe leaves, with untrained weights."""
     path = str(config_file(f"quick/mask_rcnn_r18_fpn_{recipe}"))
     cfg = load_config(path, list(overrides))
-    model = build_job(cfg, "cpu").build_model()
+    model = read_config(cfg).build_model("cpu")
     checkpointer = WSBCNCheckpointer(model, str(folder), config=flatten_config(cfg))
     checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
@@ -142,10 +142,10 @@ def test_a_resume_with_another_model_is_refused_unless_asked_for(
     where = f"train.output_dir={folder}"
     args = argparse.Namespace(resume=True, eval_only=False)
     with pytest.raises(ConfigError, match=expected) as caught:
-        check_start(load_config(path, [where, *overrides]), args)
-    assert "add train.resume.other_model=true" in str(caught.value)
+        check_start(read_config(load_config(path, [where, *overrides])), args)
+    assert "add train.resume.other_model=True" in str(caught.value)
     allowed = load_config(path, [where, *overrides, "train.resume.other_model=true"])
-    check_start(allowed, args)
+    check_start(read_config(allowed), args)
 
 
 def test_a_run_that_is_past_max_iter_is_not_resumed(folder: Path) -> None:
