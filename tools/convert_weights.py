@@ -1,4 +1,4 @@
-"""Convert published ResNet weights into a file that detectron2 and this project load.
+"""Convert published ResNets and detectors into a file that detectron2 and this project load.
 
 Prints what became of every key of the file, and what the weights are: see docs/weights.md.
 """
@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--fold-input",
         action="store_true",
         help="make the weights take RGB with ImageNet's mean and deviation, whatever they took",
+    )
+    parser.add_argument(
+        "--backbone-only", action="store_true", help="leave the neck and heads of a detector out"
     )
     parser.add_argument(
         "--trust",

@@ -23,7 +23,8 @@ from wsbcn_d2.checkpoint import (
     convert_state,
     register_catalog,
 )
-from wsbcn_d2.checkpoint.catalog import Entry, WeightsHandler
+from wsbcn_d2.checkpoint.catalog import WeightsHandler
+from wsbcn_d2.checkpoint.entries import Entry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,7 +174,9 @@ def test_every_entry_is_complete(name):
     assert entry.options["source"] in SOURCES
     assert bool(entry.file) == ("drive.google" in entry.url)
     # Where batch statistics were used, their minibatch is known.
-    if entry.options["source"] in ("torchvision", "sn", "ssn", "sn_detection"):
+    if entry.options["source"] in ("torchvision", "sn", "ssn") or "_sn_" in name:
         assert entry.options["minibatch"] >= 1
     if entry.options["source"] == "mmdet":
         assert entry.options["ws"] is ("_ws" in name)
+    # torch.hub's, openmmlab's and timm's names end with the start of the hash.
+    assert entry.sha256 == "".join(re.findall(r"-([0-9a-f]{8})\.pth$", entry.url))

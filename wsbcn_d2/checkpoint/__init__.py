@@ -1,9 +1,10 @@
 """Checkpoints: saving and loading them, published ones too, and how their weights were trained."""
 
-from .catalog import CATALOG, register_catalog
+from .catalog import register_catalog
 from .checkpointer import WSBCNCheckpointer
 from .comparison import compare_with_checkpoint, describe_model
 from .convert import Conversion, convert_state, convert_weights
+from .entries import CATALOG
 from .norm_kinds import describe_norms, infer_norms
 from .pretraining import Pretraining
 from .reading import CheckpointError

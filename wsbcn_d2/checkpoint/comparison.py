@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils import comm
 from torch import nn
 
@@ -32,6 +35,10 @@ _SETTINGS = {
     "input_format": "model.input_format, INPUT.FORMAT",
     "pixel_mean": "model.pixel_mean, MODEL.PIXEL_MEAN",
     "pixel_std": "model.pixel_std, MODEL.PIXEL_STD",
+    "box_weights": "weights of the box predictor's Box2BoxTransform",
+    "roi_align": "pooler_type of the poolers, MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+    "roi_sampling": "sampling_ratio of the poolers, MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
+    "boxes": "'inclusive' boxes have the width x2 - x1 + 1: docs/weights.md, Detectors",
 }
 # A difference of pixel values that no rounding makes.
 _PIXEL_TOLERANCE = 0.5
@@ -47,7 +54,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `describe_norms`, and those of ``ws_eps_mode``, ``stride_in_1x1``, ``stem_pool``,
-        ``input_format``, ``pixel_mean`` and ``pixel_std`` that the model has one value of.
+        ``input_format``, ``pixel_mean``, ``pixel_std``, ``box_weights``, ``roi_align``,
+        ``roi_sampling`` and ``boxes`` that the model has one value of.
     """
     settings = {key: values[0] for key, values in _settings(model).items() if len(values) == 1}
     return {**describe_norms(model), **settings}
@@ -61,6 +69,14 @@ def _settings(model: nn.Module) -> dict[str, list[Any]]:
             found["ws_eps_mode"].add(module.eps_mode)
         if isinstance(module, BottleneckBlock) and module.stride > 1:
             found["stride_in_1x1"].add(module.conv1.stride != (1, 1))
+        if isinstance(module, ROIPooler):
+            pooler = module.level_poolers[0]
+            if isinstance(pooler, ROIAlign):
+                found["roi_align"].add("ROIAlignV2" if pooler.aligned else "ROIAlign")
+                found["roi_sampling"].add(pooler.sampling_ratio)
+        if isinstance(module, FastRCNNOutputLayers):
+            found["box_weights"].add(tuple(module.box2box_transform.weights))
+            found["boxes"].add(getattr(module.box2box_transform, "boxes", "exclusive"))
         if isinstance(module, BasicStem):
             found["stem_pool"].add(getattr(module, "stem_pool", "padded"))
     if isinstance(getattr(model, "input_format", None), str):
@@ -155,7 +171,11 @@ def _compare_ws(
 def _compare_settings(record: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
     ours = _settings(model)
     for key, where in _SETTINGS.items():
-        if key not in record or not ours[key] or (key == "ws_eps_mode" and not record.get("ws", 1)):
+        if (
+            record.get(key) is None
+            or not ours[key]
+            or (key == "ws_eps_mode" and not record.get("ws", 1))
+        ):
             continue
         if key.startswith("pixel"):
             # Their order differs with that of the colours, which has its own line.

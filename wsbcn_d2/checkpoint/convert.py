@@ -1,4 +1,4 @@
-"""Published ResNet weights made loadable: detectron2's names and shapes, and what they are."""
+"""Published ResNets and detectors made loadable: detectron2's names and shapes, what they are."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .detectors import (
+    arrange_heads,
+    is_detector,
+    missing_heads,
+    move_into_detector,
+    translate_heads,
+)
 from .input_folding import fold_input_into_stem
 from .norm_fields import convert_fields, norm_kind, split_norms
 from .pretraining import Pretraining, describe_pretraining
 from .reading import read_checkpoint, unwrap
-from .sources import SOURCES, recognize, translate
+from .sources import HEAD, SOURCES, recognize, translate
 from .statistics import finish_batch_average
 
 __all__ = ["Conversion", "convert_state", "convert_weights"]
@@ -33,13 +40,16 @@ class Conversion:
     """What a conversion made, and what became of every key of the file.
 
     Attributes:
-        state: tensors under detectron2's names, from ``stem`` to ``res5``.
+        state: tensors under detectron2's names: a backbone's, from ``stem`` to ``res5``, or a whole
+            detector's.
         pretraining: see `Pretraining`.
         norms: kind of each norm and WS of each convolution, as `describe_norms` has them.
         mapped: the file's key → its new name.
-        ignored: the file's key → why the backbone does without.
+        ignored: the file's key → why the model does without.
         missing: stages that the file does not have.
-        notes: where it was taken from what the weights themselves do not say.
+        notes: where it was taken from what the weights themselves do not say, and what was done to
+            them.
+        detector: whether it is a whole detector.
     """
 
     state: dict[str, Tensor]
@@ -49,6 +59,7 @@ class Conversion:
     ignored: dict[str, str]
     missing: list[str]
     notes: list[str] = field(default_factory=list)
+    detector: bool = False
 
     def summary(self) -> str:
         """What the weights are, and the counts of keys."""
@@ -68,11 +79,11 @@ class Conversion:
 def convert_weights(
     path: str | Path, output: str | Path, *, trust: bool = False, **options: Any
 ) -> Conversion:
-    """Convert a checkpoint file into one that detectron2 loads into any ResNet backbone.
+    """Convert a checkpoint file into one that detectron2 loads: a backbone, or a whole detector.
 
-    The new file has ``model``, ``matching_heuristics`` (so that the names fit a backbone wherever
-    it sits in a model), ``norms`` and ``pretraining``, which `WSBCNCheckpointer` compares with the
-    model that it loads them into. It appears whole or not at all.
+    The new file has ``model``, ``matching_heuristics`` (for a backbone, so that the names fit
+    wherever it sits in a model), ``norms`` and ``pretraining``, which `WSBCNCheckpointer` compares
+    with the model that it loads them into. It appears whole or not at all.
 
     Args:
         path: the published file.
@@ -96,7 +107,7 @@ def convert_weights(
     content = {
         "model": conversion.state,
         "__author__": "wsbcn_d2",
-        "matching_heuristics": True,
+        "matching_heuristics": not conversion.detector,
         "norms": conversion.norms,
         "pretraining": asdict(conversion.pretraining),
     }
@@ -122,9 +133,12 @@ def convert_state(
     source: str | None = None,
     batch_average_count: int | None = None,
     fold_input: bool = False,
+    backbone_only: bool = False,
     **told: Any,
 ) -> Conversion:
     """Convert tensors by name, from `unwrap`.
+
+    A Faster or Mask R-CNN of the sources ``mmdet`` and ``sn_detection`` is converted whole.
 
     Args:
         state: the tensors.
@@ -135,11 +149,12 @@ def convert_state(
             sums over K mini-batches.
         fold_input: as in `fold_input_into_stem`, so that the weights take RGB input with ImageNet's
             mean and deviation.
+        backbone_only: leave the neck and heads of a detector out.
         told: what the caller knows better than the file: ``ws``, ``minibatch``, ``stride_in_1x1``,
             ``input_format``, ``pixel_mean``, ``pixel_std``, as in `Pretraining`.
 
     Raises:
-        ValueError: an unknown source; a key that has no place in detectron2's ResNet, or a tensor
+        ValueError: an unknown source; a key that has no place in detectron2's model, or a tensor
             that is missing or misshapen (nothing is passed over in silence); running statistics
             that are sums, and no ``batch_average_count``; WS that only the caller can know of; an
             input that cannot be folded.
@@ -149,7 +164,9 @@ def convert_state(
         source = recognize(state, around, file_name)
     elif source not in SOURCES:
         raise ValueError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
-    mapped, ignored, tensors = _translate_all(source, state)
+    heads = {} if backbone_only else translate_heads(source, state)
+    detector = is_detector(heads.values())
+    mapped, ignored, tensors = _translate_all(source, state, heads if detector else {})
     ignored |= {key: "not a tensor" for key in around}
     norms = split_norms(tensors)
     keys = {name: key for key, name in mapped.items()}
@@ -173,38 +190,76 @@ def convert_state(
         converted = convert_fields(name, kinds[name], fields)
         tensors |= {f"{name}.{key}": tensor for key, tensor in converted.items()}
     tensors = dict(sorted(tensors.items()))
-    missing = _check_complete(tensors, kinds)
-    norm = ", ".join(sorted(set(kinds.values())))
-    pretraining, notes = describe_pretraining(source, norm, tensors, around, file_name, told)
+    missing = _check_complete(tensors, kinds, detector)
+    # A detector's heads may have another norm than its backbone.
+    norm = ", ".join(sorted({kind for name, kind in kinds.items() if _is_backbone(name)}))
+    pretraining, notes = describe_pretraining(
+        source, norm, tensors, around, file_name, told, detector
+    )
     if fold_input:
         notes.append(fold_input_into_stem(tensors, pretraining))
-    convs = [
-        k.removesuffix(".weight") for k in tensors if re.search(r"(conv\d|shortcut)\.weight$", k)
-    ]
-    described = {"norms": kinds, "convs": {name: pretraining.ws for name in convs}}
-    return Conversion(tensors, pretraining, described, mapped, ignored, missing, notes)
+    if detector:
+        notes += arrange_heads(tensors)
+    convs = [name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dim() == 4]
+    standardized = {name: pretraining.ws and f"{name}.norm" in kinds for name in convs}
+    conversion = Conversion(
+        tensors,
+        pretraining,
+        {"norms": kinds, "convs": standardized},
+        mapped,
+        ignored,
+        missing,
+        notes,
+        detector,
+    )
+    if detector:
+        _move_into_detector(conversion)
+    return conversion
+
+
+def _is_backbone(name: str) -> bool:
+    return name.startswith(("stem.", "res"))
+
+
+def _move_into_detector(conversion: Conversion) -> None:
+    fpn = any(name.startswith("backbone.fpn_") for name in conversion.state)
+
+    def moved(named: Mapping[str, Any]) -> dict[str, Any]:
+        return {move_into_detector(name, fpn): value for name, value in named.items()}
+
+    conversion.state = moved(conversion.state)
+    conversion.norms = {key: moved(named) for key, named in conversion.norms.items()}
+    conversion.mapped = {k: move_into_detector(name, fpn) for k, name in conversion.mapped.items()}
 
 
 def _translate_all(
-    source: str, state: Mapping[str, Tensor]
+    source: str, state: Mapping[str, Tensor], heads: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str], dict[str, Tensor]]:
     """The mapped names, the ignored ones with reasons, and the mapped tensors."""
     mapped: dict[str, str] = {}
     ignored: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
     unknown = []
+    normed = set(heads.values())
     for key, tensor in state.items():
-        name, reason = translate(source, key)
+        name, reason = (heads[key], "") if key in heads else translate(source, key)
+        if name is not None and name.endswith(".bias") and f"{name[:-5]}.norm.bias" in normed:
+            name = None
         if name is not None:
             if name in tensors:
                 raise ValueError(f"two keys are {name}: {key} and another")
             mapped[key], tensors[name] = name, tensor
-        elif reason:
+        elif reason and not (heads and reason == HEAD):
             ignored[key] = reason
         elif key.endswith("_b") and not tensor.any():
             ignored[key] = "a bias of zero before a norm"  # Detectron's blobs have them
         else:
             unknown.append(f"{key} {tuple(tensor.shape)}")
+    if unknown and heads:
+        raise ValueError(
+            f"{len(unknown)} of {len(state)} keys have no place in a Faster or Mask R-CNN of "
+            f"detectron2: {', '.join(unknown[:_SHOWN])}; --backbone-only leaves neck and heads out"
+        )
     if unknown:
         shown = "\n  ".join(unknown[:_SHOWN])
         raise ValueError(
@@ -220,8 +275,10 @@ def _translate_all(
     return mapped, ignored, tensors
 
 
-def _check_complete(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> list[str]:
-    """Names of the stages that are not there; raises where part of a stage is not."""
+def _check_complete(
+    tensors: Mapping[str, Tensor], kinds: Mapping[str, str], detector: bool
+) -> list[str]:
+    """Names of the stages that are not there; raises where part of a stage or a head is not."""
     stages: dict[int, dict[int, set[str]]] = {2: {0: set()}}
     for key in tensors:
         match = re.match(r"res(\d)\.(\d+)\.(conv\d|shortcut)\.", key)
@@ -242,12 +299,14 @@ def _check_complete(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> 
             wanted += [f"res{number}.{block}.{name}" for name in sorted(names)]
     lacking = [f"{conv}.weight" for conv in wanted if f"{conv}.weight" not in tensors]
     lacking += [f"{conv}.norm" for conv in wanted if f"{conv}.norm" not in kinds]
+    if detector:
+        lacking += missing_heads(tensors)
     if lacking:
         raise ValueError(
             f"{len(lacking)} weights or norms are missing, such as {', '.join(lacking[:_SHOWN])}: "
             "a model would keep random values there"
         )
-    for conv in wanted:
+    for conv in (name.removesuffix(".norm") for name in kinds):
         # BCN's own weight is one per group, its inner one per channel.
         inner = tensors.get(f"{conv}.norm.bn.weight")
         width = len(tensors[f"{conv}.norm.weight"] if inner is None else inner)

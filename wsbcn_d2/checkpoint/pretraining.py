@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .detectors import has_background_first
 from .sources import SOURCES
 
 __all__ = ["Pretraining", "describe_pretraining"]
@@ -36,6 +37,13 @@ class Pretraining:
         stride_in_1x1: where a bottleneck has its stride: the first 1x1, or the 3x3 convolution.
         stem_pool: ``"padded"`` or ``"ceil"``; see `Source`.
         input_format, pixel_mean, pixel_std: ``"RGB"`` or ``"BGR"`` in 0..255, in that order.
+        box_weights: of a detector, by which its box head's deltas are divided; the inverse of
+            mmdetection's ``target_stds``.
+        roi_align: of a detector, ``"ROIAlignV2"`` (half a pixel is subtracted) or ``"ROIAlign"``.
+        roi_sampling: of a detector, points that ROIAlign takes a bin and axis; 0: as many as there
+            are pixels.
+        boxes: of a detector, ``"inclusive"`` where the last pixel is a part of a box, so that its
+            width is x2 - x1 + 1, and anchors are rounded, as in Detectron; or ``"exclusive"``.
     """
 
     source: str
@@ -54,6 +62,10 @@ class Pretraining:
     input_format: str = "RGB"
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
+    box_weights: tuple[float, ...] | None = None
+    roi_align: str | None = None
+    roi_sampling: int | None = None
+    boxes: str | None = None
 
     def summary(self) -> str:
         """A line for each thing."""
@@ -61,6 +73,14 @@ class Pretraining:
         width = f", {self.groups}x{self.width_per_group}d" if self.groups > 1 else ""
         norm = f"{self.norm} (unbiased variances)" if self.unbiased else self.norm
         batch = "no batch statistics" if self.norm in ("GN", "SN_IN_LN") else "not known"
+        detector = (
+            [
+                f"box weights:  {list(self.box_weights)}, coordinates {self.boxes}",
+                f"pooling:      {self.roi_align}, sampling ratio {self.roi_sampling}",
+            ]
+            if self.box_weights
+            else []
+        )
         return "\n".join(
             [
                 f"source:       {SOURCES[self.source].title}",
@@ -72,6 +92,7 @@ class Pretraining:
                 f"stem pooling: {self.stem_pool}",
                 f"input:        {self.input_format}, mean {list(self.pixel_mean)}, "
                 f"std {list(self.pixel_std)}",
+                *detector,
             ]
         )
 
@@ -83,6 +104,7 @@ def describe_pretraining(
     around: Mapping[str, Any],
     file_name: str,
     told: Mapping[str, Any],
+    detector: bool = False,
 ) -> tuple[Pretraining, list[str]]:
     """Put together what the source, the file, its name and the user know.
 
@@ -93,6 +115,7 @@ def describe_pretraining(
         around: what else the file held.
         file_name: its name.
         told: fields of `Pretraining` that the user knows better; entries of None do not count.
+        detector: whether the tensors are a whole detector's, as the file has its predictors.
 
     Returns:
         the description, and notes on what was taken from where.
@@ -119,7 +142,7 @@ def describe_pretraining(
         file_name,
         norm,
         ws_eps_mode=known.ws_eps_mode,
-        unbiased=known.unbiased,
+        unbiased=known.unbiased and "SN" in norm,
         blocks=tuple(count for count in counts if count),
         bottleneck="res2.0.conv3.weight" in state,
         groups=first.shape[0] // first.shape[1],
@@ -130,6 +153,8 @@ def describe_pretraining(
     if config:
         notes.append("stride and input are from the config in the file")
         _read_config(made, config)
+    if detector:
+        _describe_detector(made, state)
     if "ws" not in told:
         made.ws = _standardized(known.ws, norm, config, file_name, notes)
     if "minibatch" not in told:
@@ -137,6 +162,17 @@ def describe_pretraining(
     for key, value in told.items():
         setattr(made, key, tuple(value) if key.startswith("pixel") else value)
     return made, notes
+
+
+def _describe_detector(made: Pretraining, state: Mapping[str, Tensor]) -> None:
+    """All of these projects' two-stage detectors have the same deltas; coordinates differ."""
+    made.box_weights = (10.0, 10.0, 5.0, 5.0)
+    old = has_background_first(state)
+    made.boxes = "inclusive" if old else "exclusive"
+    made.roi_align = "ROIAlign" if old else "ROIAlignV2"
+    # Detectron's configs with FPN take two points; mmdetection before 2.0 did too.
+    fpn = any(name.startswith("backbone.fpn_") for name in state)
+    made.roi_sampling = 2 if old and fpn else 0
 
 
 def _saved_config(around: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Where published ResNet weights come from: told apart by their names, and those translated.
 
+The neck and heads of a detector around them: `detectors`.
+
 The names are facts of the files; nothing here is code of those projects.
 
 ================  =================================================================================
@@ -22,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SOURCES", "Source", "recognize", "translate"]
+__all__ = ["HEAD", "SOURCES", "Source", "recognize", "translate"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ SOURCES = {
     "bcn": Source("the BCN release", ("BatchBCN", "BCN"), ws=True, ws_eps_mode="inside"),
     "sn": Source("Switchable-Normalization", ("SN", "SN_IN_LN"), unbiased=True),
     "ssn": Source("Sparse_SwitchNorm", ("SSN",), unbiased=True, stem_pool="ceil"),
-    "sn_detection": Source("SwitchNorm_Detection", ("SN", "SN_IN_LN", "GN"), unbiased=True),
+    "sn_detection": Source(
+        "Detectron or Detectron.pytorch (SwitchNorm_Detection)",
+        ("SN", "SN_IN_LN", "GN"),
+        unbiased=True,
+    ),
 }
 
 _NORM = r"(?:bn|gn|sn|norm)"
@@ -213,7 +219,7 @@ _BLOBS = (
 )
 
 _CLASSIFIER = "the classifier of ImageNet"
-_DETECTOR = "a detector's neck or head: only the backbone is converted"
+HEAD = "a detector's neck or head: only the backbone is converted"
 _IGNORED_EVERYWHERE = (
     (r"(backbone\.)?fc\.(weight|bias)$", _CLASSIFIER),
     (r".*\.num_batches_tracked$", "a count of batches that loading does without"),
@@ -221,17 +227,18 @@ _IGNORED_EVERYWHERE = (
 _IGNORED = {
     "bcn": ((r".*\.estbn_moving_speed$", "the estimates' rate: a norm's `momentum` here"),),
     "mmdet": (
-        (r"(neck|rpn_head|roi_head|bbox_head|mask_head|keypoint_head|rpn)\.", _DETECTOR),
+        (r"(neck|rpn_head|roi_head|bbox_head|mask_head|keypoint_head|rpn)\.", HEAD),
         (r"(head|auxiliary_head|decode_head)\.", "a classifier or segmentation head"),
         (r"data_preprocessor\.", "the input's mean and deviation"),
     ),
     "sn_detection": (
         (r"Conv_Body\.(conv_body\.)?classifier\.|pred_[wb]$|fc1000_[wb]$", _CLASSIFIER),
-        (r"Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules)\.", _DETECTOR),
-        (r"(RPN|Box_Outs|Mask_Head|Mask_Outs|Keypoint_Head|Keypoint_Outs)\.", _DETECTOR),
-        (r"Box_Head\.(?!res5\.)", _DETECTOR),
-        (r"(fpn_|conv_rpn|rpn_|head_conv|fc[67]_|cls_score|bbox_pred)", _DETECTOR),
-        (r"(_\[?mask\]?_fcn|conv5_mask|mask_fcn)", _DETECTOR),
+        (r"Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules)\.", HEAD),
+        (r"Mask_Head\.res5\.", "a copy of the box head's res5"),
+        (r"(RPN|Box_Outs|Mask_Head|Mask_Outs|Keypoint_Head|Keypoint_Outs)\.", HEAD),
+        (r"Box_Head\.(?!res5\.)", HEAD),
+        (r"(fpn_|conv_rpn|rpn_|head_conv|fc[67]_|cls_score|bbox_pred)", HEAD),
+        (r"(_\[?mask\]?_fcn|conv5_mask|mask_fcn)", HEAD),
         (r".*_momentum$", "the optimizer's"),
     ),
 }

@@ -1,0 +1,201 @@
+"""Whole detectors, converted: the outputs and final boxes of those that they come from."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.structures import Boxes
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+import wsbcn_d2
+from tests.checkpoint.published import ReleasedSN, WSConv
+from tests.checkpoint.published_detectors import (
+    BOTTLENECK,
+    CLASSES,
+    FC,
+    LAYERS,
+    WIDTH,
+    Detector,
+    detectron_pytorch,
+    mmdetection,
+)
+from wsbcn_d2 import recipes
+from wsbcn_d2.checkpoint import WSBCNCheckpointer, convert_state, convert_weights
+from wsbcn_d2.data import digits
+from wsbcn_d2.modeling import use_norm
+from wsbcn_d2.norms import SwitchNorm2d
+
+GN = partial(nn.GroupNorm, 32)
+MMDETECTION = {"source": "mmdet", "ws": True}
+
+
+@pytest.fixture(autouse=True)
+def names_of_norms():
+    wsbcn_d2.register_norms()
+    yield
+    wsbcn_d2.unregister_norms()
+
+
+@pytest.fixture(scope="module")
+def image():
+    """A photograph, 160 x 224, RGB in 0..255, of a size that needs no padding."""
+    path = digits.__file__.replace("digits.py", "digit_sources/china.jpg")
+    return pil_to_tensor(Image.open(path).convert("RGB").resize((224, 160))).double()
+
+
+def model_of(recipe, norm=None):
+    """A recipe's model, as narrow as `Detector`; whatever is not loaded into it shows."""
+    model = recipes.get_config(recipe).model
+    if norm is not None:
+        use_norm(model, norm)
+    norm = model.backbone.bottom_up.stem.norm
+    model.backbone.bottom_up.stages = [
+        L(ResNet.make_stage)(
+            block_class=BottleneckBlock,
+            num_blocks=blocks,
+            stride_per_block=[1 if i == 0 else 2] + [1] * (blocks - 1),
+            in_channels=64 if i == 0 else 128 * 2**i,
+            out_channels=256 * 2**i,
+            bottleneck_channels=BOTTLENECK * 2**i,
+            stride_in_1x1=False,
+            norm=norm,
+        )
+        for i, blocks in enumerate(LAYERS)
+    ]
+    model.backbone.out_channels = model.proposal_generator.head.in_channels = WIDTH
+    heads = model.roi_heads
+    heads.num_classes = CLASSES
+    heads.box_head.input_shape.channels = heads.mask_head.input_shape.channels = WIDTH
+    heads.box_head.conv_dims, heads.box_head.fc_dims = [WIDTH] * 4, [FC]
+    heads.box_predictor.input_shape.channels = FC
+    heads.mask_head.conv_dims = [WIDTH] * 5
+    model = instantiate(model).eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    return model
+
+
+def loaded(model, path, tmp_path, **options):
+    conversion = convert_weights(path, tmp_path / "converted.pth", **options)
+    WSBCNCheckpointer(model, complete=True).load(str(tmp_path / "converted.pth"))
+    return conversion
+
+
+def close(found, expected, bound=1e-5):
+    scale = max(expected.abs().max().item(), 1)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max().item() < bound * scale
+
+
+@torch.no_grad()
+def assert_same_heads(theirs, ours, image):
+    """The same features, and from them and the same proposals the same outputs."""
+    batch = ours.preprocess_image([{"image": image}]).tensor
+    levels = theirs.features(batch)
+    features = ours.backbone(batch)
+    for level, feature in zip(levels, features.values(), strict=True):
+        close(feature, level)
+    logits, deltas = ours.proposal_generator.rpn_head(list(features.values()))
+    for i, (their_logits, their_deltas) in enumerate(theirs.rpn(levels)):
+        close(logits[i][0].permute(1, 2, 0).reshape(-1), their_logits)
+        close(deltas[i][0].permute(1, 2, 0).reshape(-1, 4), their_deltas)
+    corners = torch.tensor([[3.0, 5.0, 60.0, 50.0], [0.0, 0.0, 220.0, 158.0], [90, 20, 130, 140]])
+    rois = torch.cat([torch.zeros(3, 1), corners], 1).double()
+    heads, boxes = ours.roi_heads, [Boxes(corners.double())]
+    used = [features[name] for name in heads.box_in_features]
+    scores, deltas = heads.box_predictor(heads.box_head(heads.box_pooler(used, boxes)))
+    their_scores, their_deltas = theirs.boxes(levels, rois)
+    if theirs.background_first:
+        their_scores, their_deltas = their_scores.roll(-1, 1), their_deltas[:, 4:]
+    close(scores, their_scores)
+    close(deltas, their_deltas)
+    masks = heads.mask_head.layers(heads.mask_pooler(used, boxes))
+    close(masks, theirs.masks(levels, rois))
+
+
+@torch.no_grad()
+def assert_same_detections(theirs, ours, image):
+    # detectron2's NMS is in float32.
+    theirs, ours, image = theirs.float(), ours.float(), image.float()
+    height, width = image.shape[1:]
+    batch = ours.preprocess_image([{"image": image}]).tensor
+    found = ours([{"image": image, "height": height, "width": width}])[0]["instances"]
+    boxes, scores, labels = theirs.detect(batch)
+    assert len(found) == len(boxes) > 10 and len(set(labels.tolist())) > 1
+    assert found.pred_classes.tolist() == labels.tolist()
+    close(found.scores, scores, 1e-4)
+    close(found.pred_boxes.tensor, boxes, 1e-4)
+    theirs.double()
+
+
+@pytest.fixture(scope="module")
+def gn_ws(tmp_path_factory):
+    detector = Detector(GN, WSConv)
+    path = tmp_path_factory.mktemp("mmdetection") / "mask_rcnn_r50_fpn_gn_ws-all_2x_coco.pth"
+    torch.save({"meta": {"epoch": 24}, "state_dict": mmdetection(detector)}, path)
+    return detector, path
+
+
+def test_mmdetections_detector_is_the_recipes(gn_ws, image, tmp_path, caplog):
+    theirs, path = gn_ws
+    ours = model_of("finetune/mask_rcnn_r50_fpn_ws_gn_2x")
+    conversion = loaded(ours, path, tmp_path, **MMDETECTION)
+    assert "DIFFERS" not in caplog.text
+    assert conversion.detector and conversion.pretraining.boxes == "exclusive"
+    assert set(conversion.mapped) == set(theirs_names(path))
+    assert_same_heads(theirs, ours, image)
+    assert_same_detections(theirs, ours, image)
+
+
+def theirs_names(path):
+    return torch.load(path)["state_dict"]
+
+
+def test_only_the_backbone_on_request(gn_ws):
+    conversion = convert_state(theirs_names(gn_ws[1]), backbone_only=True, **MMDETECTION)
+    assert not conversion.detector and "stem.conv1.weight" in conversion.state
+    assert "only the backbone" in conversion.ignored["roi_head.bbox_head.fc_cls.weight"]
+
+
+def test_a_part_of_a_head_that_is_missing_or_unknown_is_an_error(gn_ws):
+    state = theirs_names(gn_ws[1])
+    with pytest.raises(ValueError, match=r"missing, such as backbone\.fpn_output4\.weight"):
+        convert_state({k: v for k, v in state.items() if k != "neck.fpn_convs.2.conv.weight"},
+                      **MMDETECTION)  # fmt: skip
+    extra = {"roi_head.keypoint_head.upsample.weight": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"1 of \d+ keys .*keypoint_head.*--backbone-only"):
+        convert_state(state | extra, **MMDETECTION)
+
+
+@pytest.fixture(scope="module")
+def sn():
+    return Detector(ReleasedSN, background_first=True, inclusive=True, aligned=False, sampling=2)
+
+
+def detectron_model():
+    """As SwitchNorm_Detection pools, with its unbiased variances."""
+    model = model_of("finetune/mask_rcnn_r50_fpn_sn_2x", partial(SwitchNorm2d, unbiased=True))
+    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+        for level in pooler.level_poolers:
+            level.aligned, level.sampling_ratio = False, 2
+    return model
+
+
+def test_sn_of_detectron_pytorch(sn, image, tmp_path, caplog):
+    path = tmp_path / "e2e_mask_rcnn_R-50-FPN_2x_sn.pth"
+    torch.save({"model": detectron_pytorch(sn), "step": 9}, path)
+    ours = detectron_model()
+    conversion = loaded(ours, path, tmp_path)
+    assert conversion.pretraining.source == "sn_detection"
+    assert "boxes: 'inclusive' in the checkpoint, 'exclusive' in the model" in caplog.text
+    assert "roi_" not in caplog.text
+    assert_same_heads(sn, ours, image)
