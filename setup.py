@@ -96,7 +96,7 @@ setup(
     ],
     extras_require={
         "dev": ["mypy", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
-        "export": ["onnx", "onnxscript"],
+        "export": ["onnx", "onnxruntime"],
     },
     cmdclass={"build_py": BuildWithConfigs},
     zip_safe=False,

@@ -68,7 +68,7 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def load_config(
-    path: str, opts: Sequence[str] = (), task: Task | None = None, *, dataset: str = ""
+    path: str, opts: Sequence[str] = (), task: Task | None = None, *, dataset: str | None = ""
 ) -> Config:
     """Load a config and apply overrides.
 
@@ -77,7 +77,8 @@ def load_config(
             ``config.yaml``) is a lazy config, every other one detectron2's CfgNode.
         opts: ``path.key=value`` for lazy configs, ``KEY VALUE`` pairs for CfgNodes.
         task: adds its keys to detectron2's default yaml config.
-        dataset: the user's own data, in the place of the config's (`use_own_data`).
+        dataset: the user's own data, in the place of the config's; None: the data that the config
+            names need not be there (`use_own_data`).
 
     Raises:
         ConfigError: an override or key that the config does not have, or the wrong kind of one.

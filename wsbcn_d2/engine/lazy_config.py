@@ -40,13 +40,13 @@ __all__ = ["LazyRunConfig", "load_lazy_config"]
 logger = logging.getLogger(__name__)
 
 
-def load_lazy_config(path: str, opts: list[str], dataset: str) -> DictConfig:
+def load_lazy_config(path: str, opts: list[str], dataset: str | None) -> DictConfig:
     """Load a lazy config, as `load_config` does.
 
     Args:
         path: a ``.py`` or ``.yaml`` file.
         opts: ``path.key=value`` each.
-        dataset: the user's own data.
+        dataset: the user's own data; None: none are read.
     """
     try:
         cfg = LazyConfig.load(path)

@@ -55,9 +55,10 @@ class DataOptions:
 def add_data_config(cfg: CfgNode) -> None:
     """Add the keys ``DATA.TRAIN`` and so on to detectron2's yaml config."""
     cfg.DATA = CfgNode({f.name.upper(): f.default for f in dataclasses.fields(DataOptions)})
+    cfg.DATA.CLASSES = []
 
 
-def use_own_data(cfg: Any, opts: Sequence[str], dataset: str = "") -> list[str]:
+def use_own_data(cfg: Any, opts: Sequence[str], dataset: str | None = "") -> list[str]:
     """Fit a config to the user's data, where it or an override names some, and register these.
 
     Loaders, classes and evaluation are set; without masks in the data, a mask head is left off. A
@@ -66,7 +67,8 @@ def use_own_data(cfg: Any, opts: Sequence[str], dataset: str = "") -> list[str]:
     Args:
         cfg: of either kind; changed in place.
         opts: overrides.
-        dataset: the value of ``--dataset``, which is ``data.train``.
+        dataset: the value of ``--dataset``, which is ``data.train``; None: no data are read, as a
+            model that is only used needs none.
 
     Returns:
         the overrides that are not about ``data``.
@@ -94,6 +96,7 @@ def use_own_data(cfg: Any, opts: Sequence[str], dataset: str = "") -> list[str]:
         rest = [opt for opt in opts if not opt.startswith("data.")]
     if dataset:
         values["train"] = dataset
+    values.pop("classes", None)
     names = [field.name for field in dataclasses.fields(DataOptions)]
     for key in values:
         if key not in names:
@@ -103,17 +106,21 @@ def use_own_data(cfg: Any, opts: Sequence[str], dataset: str = "") -> list[str]:
         if options.val:
             raise ConfigError("data.val is given without data.train")
         return rest
+    if dataset is None:
+        return rest
     own = read_own_data(**dataclasses.asdict(options))
     title = Path(options.train).stem
     registered = [
         _register(f"own_{title}_{key}", split, own.classes)
         for key, split in (("train", own.train), ("val", own.val))
     ]
+    # The names too, for whoever uses the model where the data are not.
+    described = {**dataclasses.asdict(options), "classes": own.classes}
     if isinstance(cfg, CfgNode):
-        cfg.DATA.update({key.upper(): value for key, value in dataclasses.asdict(options).items()})
+        cfg.DATA.update({key.upper(): value for key, value in described.items()})
         _fit_yaml(cfg, own, *registered)
     else:
-        cfg.data = dataclasses.asdict(options)
+        cfg.data = described
         _fit_lazy(cfg, own, *registered)
     for name in registered:
         # Told by `check_data`, once, when there is a log.

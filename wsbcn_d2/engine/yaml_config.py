@@ -74,14 +74,14 @@ def _add_engine_config(cfg: CfgNode) -> None:
         node[name] = value if not OmegaConf.is_list(value) else tuple(value)
 
 
-def load_yaml_config(path: str, opts: list[str], task: Task, dataset: str) -> CfgNode:
+def load_yaml_config(path: str, opts: list[str], task: Task, dataset: str | None) -> CfgNode:
     """Load a yaml config, as `load_config` does.
 
     Args:
         path: a ``.yaml`` file.
         opts: pairs of a key and its value.
         task: adds its keys.
-        dataset: the user's own data.
+        dataset: the user's own data; None: none are read.
     """
     cfg = get_cfg()
     add_wsbcn_config(cfg)

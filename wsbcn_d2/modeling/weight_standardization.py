@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import norms
 from ..norms.weight_standardization import check_weight_shape
 
-__all__ = ["WSConv2d", "standardize_convs", "standardized"]
+__all__ = ["WSConv2d", "plain_conv", "standardize_convs", "standardized"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ _STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: norms.WSConv2d,
     nn.Conv3d: norms.WSConv3d,
 }
+_PLAIN = {standardized: plain for plain, standardized in _STANDARDIZED.items()}
 _NORM_TYPES = (
     nn.modules.batchnorm._NormBase,  # batch and instance norms, SN
     nn.GroupNorm,  # and BCN
@@ -117,6 +118,17 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
         f"{type(module).__name__} ({len(convs) - len(followed)} have no norm){note}"
     )
     return module
+
+
+def plain_conv(conv: Any) -> Any:
+    """Make a standardized convolution the plain one of its kind again, in place; returns it.
+
+    Its parameters stay as they are.
+    """
+    conv.__class__ = _PLAIN[type(conv)]
+    for name in ("eps", "eps_mode", "_standardized"):
+        conv.__dict__.pop(name, None)
+    return conv
 
 
 def _convs_before_norms(root: nn.Module) -> Iterator[nn.Module]:
