@@ -32,7 +32,7 @@ def _fields(kind: str) -> set[str]:
 
 def _num_controls(kind: str) -> int:
     """How many statistics the control parameters weigh."""
-    return int(_example(kind).mean_weight.shape[-1])
+    return _example(kind).get_parameter("mean_weight").shape[-1]
 
 
 def split_norms(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
