@@ -97,7 +97,6 @@ setup(
     extras_require={
         "dev": ["mypy", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
         "export": ["onnx", "onnxruntime"],
-        "video": ["av"],
     },
     cmdclass={"build_py": BuildWithConfigs},
     zip_safe=False,

@@ -70,7 +70,7 @@ def narrow(node: Any) -> None:
             node[key] = _narrow_width(node[key])
         elif key == "num_blocks":
             node[key] = min(node[key], 2)
-        elif key == "stride_per_block":
+        elif key in ("stride_per_block", "dilation_per_block"):
             node[key] = node[key][:2]
         else:
             narrow(node[key])

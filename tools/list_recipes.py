@@ -75,11 +75,11 @@ NO_NUMBERS = """\
 None of the COCO detection results in the documents above: mmdetection's GN+WS table (12 rows), the
 SN paper's Tables IV (7), V (5) and VI (6).
 
-Not COCO detection, and so not here: the SN paper's Tables II, III (ImageNet), VII, VIII (ADE20K,
-Cityscapes), IX (MegaFace) and X (Kinetics); `projects/deeplab_micro_batch` shows SyncSN in a
-segmentation model. The WS and BCN paper's own table (Mask R-CNN R-50 and R-101 with GN, GN+WS and
-BCN+WS, 20-23-24e) has its recipes, `finetune/mask_rcnn_*_20_23_24e`; its numbers were not in the
-documents at hand, so that no target is shown for BCN+WS.
+Not COCO detection, and so not here: the SN paper's Tables II (ImageNet), whose recipes are in
+`projects/classification`, VII and VIII (ADE20K, Cityscapes), in `projects/semantic_segmentation`,
+III (ImageNet), IX (MegaFace) and X (Kinetics). The WS and BCN paper's own table (Mask R-CNN R-50
+and R-101 with GN, GN+WS and BCN+WS, 20-23-24e) has its recipes, `finetune/mask_rcnn_*_20_23_24e`;
+its numbers were not in the documents at hand, so that no target is shown for BCN+WS.
 """
 
 

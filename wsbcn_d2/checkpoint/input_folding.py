@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pretraining import Pretraining
-from .sources import IMAGENET_MEAN, IMAGENET_STD
+from .pretraining import IMAGENET_MEAN, IMAGENET_STD, Pretraining
 
 __all__ = ["fold_input_into_stem"]
 

@@ -8,23 +8,13 @@ from .backbones import (
 from .config import add_wsbcn_config
 from .lazy import use_norm
 from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
-from .resnetv2 import (
-    BiTConv2d,
-    PreActBottleneckBlock,
-    PreActStem,
-    build_ws_resnetv2_backbone,
-    build_ws_resnetv2_fpn_backbone,
-)
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
 from .stems import CeilPoolStem
 from .weight_standardization import WSConv2d, standardize_convs, standardized
 
 __all__ = [
-    "BiTConv2d",
     "CeilPoolStem",
     "InstanceNorm2d",
-    "PreActBottleneckBlock",
-    "PreActStem",
     "WSConv2d",
     "WSFastRCNNConvFCHead",
     "WSMaskRCNNConvUpsampleHead",
@@ -32,8 +22,6 @@ __all__ = [
     "add_wsbcn_config",
     "build_ws_resnet_backbone",
     "build_ws_resnet_fpn_backbone",
-    "build_ws_resnetv2_backbone",
-    "build_ws_resnetv2_fpn_backbone",
     "build_ws_retinanet_resnet_fpn_backbone",
     "known_norms",
     "register_norms",

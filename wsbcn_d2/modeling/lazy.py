@@ -25,7 +25,7 @@ _DEFAULTED = {
     "FCOSHead": "norm",
     "SemSegFPNHead": "norm",
 }
-_HEADS = ("roi_heads", "head", "sem_seg_head")
+_HEADS = ("roi_heads", "head", "sem_seg_head", "auxiliary_head")
 
 
 def use_norm(

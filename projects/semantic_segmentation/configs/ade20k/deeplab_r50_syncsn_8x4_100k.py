@@ -1,0 +1,12 @@
+"""DeepLab with SyncSN on ADE20K, from SN (8, 4).
+
+arXiv:1907.10473, Table VII: 39.8 mIoU at one scale, 39.9 at several.
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.ade20k import dataloader, lr_multiplier, model, optimizer, train
+
+use_norm(model, "SyncSN")
+train.pretrained = "wsbcn://resnet50_sn_8x4"
+train.output_dir = "./output/semantic_segmentation/ade20k/deeplab_r50_syncsn_8x4_100k"

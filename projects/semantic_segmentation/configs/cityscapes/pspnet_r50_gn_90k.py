@@ -1,0 +1,13 @@
+"""PSPNet with GN on Cityscapes.
+
+arXiv:1907.10473, Table VIII: 72.6 mIoU at one scale, 74.3 at several.
+"""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.cityscapes import dataloader, lr_multiplier, optimizer, train
+from ..common.cityscapes import psp as model
+
+use_norm(model, "GN")
+train.pretrained = "wsbcn://resnet50_gn"
+train.output_dir = "./output/semantic_segmentation/cityscapes/pspnet_r50_gn_90k"

@@ -1,0 +1,143 @@
+"""The digits' recipe, shortened, and the project's script: resume, evaluation, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from projects.semantic_segmentation.semantic_segmentation import (
+    SegmentationMapper,
+    SemanticSegmentation,
+)
+from tests.engine.tiny_run import environment
+from tests.engine.tiny_training import differing
+from wsbcn_d2.data.label_maps import read_label_map
+from wsbcn_d2.engine import argument_parser, load_config, read_config
+from wsbcn_d2.engine import run as run_engine
+from wsbcn_d2.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = ROOT / "projects/semantic_segmentation"
+CONFIG = PROJECT / "configs/digits/digits_deeplab_v3_plus_r18_syncsn.py"
+SHORT = (
+    "train.max_iter=4",
+    "train.checkpointer.period=2",
+    "train.images_per_gpu=1",
+    "train.vis.num_images=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+)
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """Six validation scenes under a name of their own."""
+    name = "few_digits_sem_seg"
+    records = DatasetCatalog.get("digits_sem_seg_val")[::17]
+    metadata = MetadataCatalog.get("digits_sem_seg_val")
+    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
+    MetadataCatalog.get(name).set(
+        stuff_classes=metadata.stuff_classes, ignore_label=metadata.ignore_label
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def run(output, dataset, *flags):
+    overrides = [*SHORT, f"dataloader.test.dataset.names={dataset}", f"train.output_dir={output}"]
+    args = argument_parser().parse_args(["--config-file", str(CONFIG), *flags, *overrides])
+    run_engine(args, SemanticSegmentation())
+
+
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, few_digits):
+    run(tmp_path / "whole", few_digits)
+    (tmp_path / "half").mkdir()
+    shutil.copy(tmp_path / "whole/model_0000001.pth", tmp_path / "half")
+    run(tmp_path / "half", few_digits, "--resume")
+    ours, theirs = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("half", "whole")
+    )
+    assert not differing(ours, theirs)
+    lines = (tmp_path / "half/metrics.json").read_text().splitlines()
+    metrics = {key: value for line in lines for key, value in json.loads(line).items()}
+    assert 0 < metrics["sem_seg/mIoU"] < 100
+    for name in ("curves.png", "predictions.png"):
+        assert (tmp_path / "half" / name).exists()
+
+
+def test_digits_are_where_their_masks_are():
+    record = DatasetCatalog.get("digits_sem_seg_val")[3]
+    labels = read_label_map(record["sem_seg_file_name"])
+    scene = next(r for r in DatasetCatalog.get("digits_val") if r["image_id"] == record["image_id"])
+    masks = [mask_api.decode(a["segmentation"]).astype(bool) for a in scene["annotations"]]
+    for mask, annotation in zip(masks, scene["annotations"], strict=True):
+        assert (labels[mask] == annotation["category_id"] + 1).all()
+    assert (labels[~np.any(masks, axis=0)] == 0).all()
+
+
+def with_record(name, tmp_path, labels, **files):
+    """A dataset of one image."""
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {
+        "file_name": str(tmp_path / "image.png"),
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        **files,
+    }
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).set(stuff_classes=[str(i) for i in range(11)], ignore_label=255)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("shape", "files", "message"),
+    [
+        ((20, 29), {}, r"label map .*labels.png has the size \(29, 20\), its image .* \(30, 20\)"),
+        ((20, 30), {"sem_seg_file_name": "/none.png"}, "no file /none.png"),
+    ],
+)
+def test_label_map_that_does_not_fit_is_one_message(tmp_path, shape, files, message):
+    name = "one_misfit"
+    with_record(name, tmp_path, np.zeros(shape, np.uint8), **files)
+    try:
+        cfg = load_config(str(CONFIG), [f"dataloader.train.dataset.names={name}"])
+        task = SemanticSegmentation()
+        with pytest.raises(UserError, match=message):
+            task.check_data(read_config(cfg, task), ["train"])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_label_that_is_no_class_is_named(tmp_path):
+    name = "one_label"
+    record = with_record(name, tmp_path, np.full((20, 30), 11, np.uint8))
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    mapper = SegmentationMapper([], is_train=True, num_classes=11)
+    with pytest.raises(
+        ValueError, match=r"labels.png has the label 11, but labels go from 0 to 10"
+    ):
+        mapper(record)
+
+
+def test_script_says_how_many_classes_the_data_has(tmp_path):
+    command = [sys.executable, str(PROJECT / "train_net.py"), "--config-file", str(CONFIG)]
+    command += ["model.sem_seg_head.num_classes=7", f"train.output_dir={tmp_path}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "dataset 'digits_sem_seg_train' has 11 classes, but" in done.stderr
+    assert "model.sem_seg_head.num_classes is 7" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,1 +1,0 @@
-"""What tools/benchmark_norms.py times, and how."""
