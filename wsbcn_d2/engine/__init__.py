@@ -6,7 +6,6 @@ from .buffers import average_buffers
 from .checks import check_config
 from .command_line import argument_parser, main, run, run_command_line
 from .config import load_config, read_config, resolve_config_file
-from .detection import Detection
 from .evaluation import evaluate
 from .hooks import BufferAverager, EvalHook, ModelEMA
 from .launch import launch
@@ -21,7 +20,6 @@ __all__ = [
     "BatchAverage",
     "BufferAverager",
     "ConfigError",
-    "Detection",
     "EvalHook",
     "ModelEMA",
     "RankFailedError",

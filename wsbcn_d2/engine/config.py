@@ -15,11 +15,10 @@ from detectron2.utils import comm
 from ..errors import ConfigError
 from ..modeling import register_norms
 from ..recipes import config_file, config_root, list_configs
-from .detection import Detection
 from .lazy_config import LazyRunConfig, load_lazy_config
 from .options import Config
 from .run_config import RunConfig
-from .task import Task
+from .task import Task, default_task
 from .yaml_config import YamlRunConfig, load_yaml_config
 
 __all__ = ["load_config", "read_config", "resolve_config_file"]
@@ -76,9 +75,9 @@ def load_config(
         path: a ``.py`` or ``.yaml`` file. A yaml with ``_target_`` keys (what a lazy run saves as
             ``config.yaml``) is a lazy config, every other one detectron2's CfgNode.
         opts: ``path.key=value`` for lazy configs, ``KEY VALUE`` pairs for CfgNodes.
-        task: adds its keys to detectron2's default yaml config.
+        task: what is learned; `Detection` if None.
         dataset: the user's own data, in the place of the config's; None: the data that the config
-            names need not be there (`use_own_data`).
+            names need not be there (`Task.use_dataset`).
 
     Raises:
         ConfigError: an override or key that the config does not have, or the wrong kind of one.
@@ -89,8 +88,8 @@ def load_config(
     with open(path, encoding="utf-8") as file:
         lazy = path.endswith(".py") or re.search(r"\b_target_\s*:", file.read()) is not None
     if lazy:
-        return load_lazy_config(path, list(opts), dataset)
-    return load_yaml_config(path, list(opts), task or Task(), dataset)
+        return load_lazy_config(path, list(opts), task or default_task(), dataset)
+    return load_yaml_config(path, list(opts), task or default_task(), dataset)
 
 
 def read_config(
@@ -113,4 +112,4 @@ def read_config(
     """
     register_norms()
     kind = YamlRunConfig if isinstance(cfg, CfgNode) else LazyRunConfig
-    return kind(cfg, task or Detection(), world_size or comm.get_world_size(), opts)
+    return kind(cfg, task or default_task(), world_size or comm.get_world_size(), opts)

@@ -24,7 +24,6 @@ from torch import nn
 from ..data.train_loader import build_train_loader
 from ..errors import ConfigError, did_you_mean
 from ..recipes import config_root, get_config
-from .own_data import use_own_data
 from .run_config import Mapper, RunConfig, without_values
 from .targets import (
     build,
@@ -34,18 +33,20 @@ from .targets import (
     locate_target,
     takes_argument,
 )
+from .task import Task
 
 __all__ = ["LazyRunConfig", "load_lazy_config"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_lazy_config(path: str, opts: list[str], dataset: str | None) -> DictConfig:
+def load_lazy_config(path: str, opts: list[str], task: Task, dataset: str | None) -> DictConfig:
     """Load a lazy config, as `load_config` does.
 
     Args:
         path: a ``.py`` or ``.yaml`` file.
         opts: ``path.key=value`` each.
+        task: fits the config to ``dataset``.
         dataset: the user's own data; None: none are read.
     """
     try:
@@ -62,7 +63,7 @@ def load_lazy_config(path: str, opts: list[str], dataset: str | None) -> DictCon
             raise ConfigError(
                 f"override {opt!r}: a lazy config takes path.key=value, such as train.max_iter=100"
             )
-    opts = use_own_data(cfg, opts, dataset)
+    opts = task.use_dataset(cfg, opts, dataset)
     for opt in opts:
         key = opt.partition("=")[0].lstrip("+")
         # omegaconf would accept a new one, and nobody would ever read it.

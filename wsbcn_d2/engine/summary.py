@@ -30,7 +30,7 @@ def summarize(config: RunConfig, model: nn.Module, results: Results, checkpoint:
         checkpoint: path of the model's.
     """
     # Imported here: matplotlib takes a second, which nothing else waits for.
-    from .plots import plot_curves
+    from .curves import plot_curves
 
     folder = Path(config.options.output_dir)
     rows = task_metrics(results)

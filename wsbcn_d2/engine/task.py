@@ -13,10 +13,13 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 from torch.optim import Optimizer
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
+    from .options import Config
     from .run_config import RunConfig
 
-__all__ = ["Task"]
+__all__ = ["Task", "default_task"]
 
 
 class Task:
@@ -31,7 +34,7 @@ class Task:
     * A lazy config names its model, data, optimizer and evaluator itself, so these methods are not
       called. ``dataloader.train`` is a call of ``build_detection_train_loader`` (or of
       `wsbcn_d2.data.build_train_loader`, the same under a name that fits other tasks).
-    * For both, `metrics`, `check_data` and `plot_predictions`.
+    * For both, `metrics`, `use_dataset`, `check_data` and `plot_predictions`.
 
     The model returns a dict of losses for a batch in training mode, and whatever the evaluator
     takes in evaluation mode. It moves its inputs to its device, as detectron2's models do. A batch
@@ -118,6 +121,25 @@ class Task:
             "DATASETS.TEST nothing is evaluated"
         )
 
+    def use_dataset(self, cfg: Config, opts: Sequence[str], dataset: str | None) -> list[str]:
+        """Fit a config to the user's own data, before its overrides are applied.
+
+        Args:
+            cfg: of either kind; changed in place.
+            opts: overrides, some of which may be about the data.
+            dataset: the value of ``--dataset``; "" without; None where no data need be there.
+
+        Returns:
+            the overrides that remain to be applied.
+
+        Raises:
+            UserError: the data cannot be used, or the task takes none this way.
+        """
+        if dataset:
+            name = type(self).__name__
+            raise ConfigError(f"--dataset {dataset}: {name} takes its data from the config")
+        return list(opts)
+
     def check_data(self, config: RunConfig, splits: Sequence[str]) -> None:
         """Look the datasets over before a run. Called on rank 0, or before ranks are started.
 
@@ -137,3 +159,10 @@ class Task:
             config: of the run: ``config.cfg``, and the options ``config.options.vis``.
             output: the PNG to write.
         """
+
+
+def default_task() -> Task:
+    """Detection, which the engine itself does not know."""
+    from ..detection import Detection
+
+    return Detection()

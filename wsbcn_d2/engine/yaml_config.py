@@ -20,7 +20,6 @@ from torch import nn
 from ..errors import ConfigError, did_you_mean
 from ..modeling import add_wsbcn_config
 from ..recipes import get_config
-from .own_data import add_data_config, use_own_data
 from .run_config import Mapper, RunConfig, without_values
 from .targets import explain_building, explain_optimizer
 from .task import Task
@@ -80,14 +79,13 @@ def load_yaml_config(path: str, opts: list[str], task: Task, dataset: str | None
     Args:
         path: a ``.yaml`` file.
         opts: pairs of a key and its value.
-        task: adds its keys.
+        task: adds its keys, and fits the config to ``dataset``.
         dataset: the user's own data; None: none are read.
     """
     cfg = get_cfg()
     add_wsbcn_config(cfg)
     _add_engine_config(cfg)
     task.add_config(cfg)
-    add_data_config(cfg)
     if any("=" in opt for opt in opts[::2]) or len(opts) % 2:
         raise ConfigError(
             f"overrides {' '.join(opts)}: a yaml config takes pairs KEY VALUE, such as "
@@ -100,7 +98,7 @@ def load_yaml_config(path: str, opts: list[str], task: Task, dataset: str | None
         raise ConfigError(f"override {unknown[0]!r}: no such key; {hint}")
     try:
         cfg.merge_from_file(path)
-        cfg.merge_from_list(use_own_data(cfg, opts, dataset))
+        cfg.merge_from_list(task.use_dataset(cfg, opts, dataset))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid yaml: {error}") from error
     except (KeyError, ValueError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Detection on COCO and its like: the engine's own task."""
+"""What the engine has to know of detection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
+from ..engine.options import Config
+from ..engine.task import Task
 from ..errors import ConfigError
-from .detection_data import check_detection_data
-from .task import Task
+from .data_check import check_detection_data
+from .own_data import add_data_config, use_own_data
 
 if TYPE_CHECKING:
-    from .run_config import RunConfig
+    from ..engine.run_config import RunConfig
 
 __all__ = ["Detection"]
 
@@ -29,6 +31,12 @@ class Detection(Task):
     """Boxes, masks and keypoints, as detectron2's ``tools/train_net.py`` trains them."""
 
     metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+    def add_config(self, cfg: CfgNode) -> None:
+        add_data_config(cfg)
+
+    def use_dataset(self, cfg: Config, opts: Sequence[str], dataset: str | None) -> list[str]:
+        return use_own_data(cfg, opts, dataset)
 
     def build_evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
