@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fold-input",
         action="store_true",
-        help="make the weights take RGB with ImageNet's mean and deviation, whatever they took",
+        help="make the weights take RGB with ImageNet's deviation, whatever they took",
     )
     parser.add_argument(
         "--backbone-only", action="store_true", help="leave the neck and heads of a detector out"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,6 +166,7 @@ class Detector(nn.Module):
         return found[torchvision.ops.batched_nms(found, score, level, 0.7)[:1000]]
 
     def clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        # Detectron clips inclusive boxes a pixel earlier; not so `use_inclusive_boxes`.
         return torchvision.ops.clip_boxes_to_image(boxes, size)
 
     def pooled(self, levels: list[Tensor], rois: Tensor, size: int) -> Tensor:
@@ -211,7 +213,8 @@ class Detector(nn.Module):
         row, label = (scores > 0.05).nonzero(as_tuple=True)
         boxes, score = torch.stack(each, 1)[row, label], scores[row, label]
         keep = torchvision.ops.batched_nms(boxes, score, label, 0.5)[:100]
-        return boxes[keep], score[keep], label[keep]
+        boxes = self.clip(boxes[keep] + torch.tensor([0, 0, self.one, self.one]), size)
+        return boxes, score[keep], label[keep]
 
 
 def mmdetection(detector: Detector) -> dict[str, Tensor]:
@@ -267,3 +270,44 @@ def detectron_pytorch(detector: Detector) -> dict[str, Tensor]:
         owner, _, field = name.rpartition(".")
         state[f"{modules.get(owner, owner)}.{field}"] = tensor.float()
     return state
+
+
+def detectron_blobs(detector: Detector) -> dict[str, Any]:
+    """What Detectron pickles of a GN model: arrays by its own names."""
+    modules = {
+        "RPN.FPN_RPN_conv": "conv_rpn_fpn2",
+        "RPN.FPN_RPN_cls_score": "rpn_cls_logits_fpn2",
+        "RPN.FPN_RPN_bbox_pred": "rpn_bbox_pred_fpn2",
+        "Box_Head.fc": "fc6",
+        "Box_Outs.cls_score": "cls_score",
+        "Box_Outs.bbox_pred": "bbox_pred",
+        "Mask_Head.upconv": "conv5_mask",
+        "Mask_Outs.classify": "mask_fcn_logits",
+        "Conv_Body.conv_body.res1.conv1": "conv1",
+        "Conv_Body.conv_body.res1.sn1": "conv1_gn",
+        "Conv_Body.conv_top.0": "fpn_inner_res5_0_sum",
+        "Conv_Body.conv_top.1": "fpn_inner_res5_0_sum_gn",
+    }
+    for i in range(4):
+        for part, norm in enumerate(("", "_gn")):
+            stage = f"res{5 - i}_0_sum"
+            modules[f"Conv_Body.posthoc_modules.{i}.{part}"] = f"fpn_{stage}{norm}"
+            lateral = f"Conv_Body.topdown_lateral_modules.{i - 1}.conv_lateral.{part}"
+            modules[lateral] = f"fpn_inner_{stage}_lateral{norm}"
+            modules[f"Box_Head.convs.{3 * i + part}"] = f"head_conv{i + 1}{norm}"
+            modules[f"Mask_Head.conv_fcn.{3 * i + part}"] = f"_[mask]_fcn{i + 1}{norm}"
+    for stage in range(2, 6):
+        home, block = f"Conv_Body.conv_body.res{stage}.0", f"res{stage}_0_branch"
+        for k, letter in enumerate("abc", 1):
+            modules[f"{home}.conv{k}"] = f"{block}2{letter}"
+            modules[f"{home}.sn{k}"] = f"{block}2{letter}_gn"
+        modules[f"{home}.downsample.0"] = f"{block}1"
+        modules[f"{home}.downsample.1"] = f"{block}1_gn"
+    blobs = {}
+    for name, tensor in detectron_pytorch(detector).items():
+        owner, _, field = name.rpartition(".")
+        scale = "s" if modules[owner].endswith("_gn") else "w"
+        key = f"{modules[owner]}_{scale if field == 'weight' else 'b'}"
+        blobs[key] = tensor.numpy()
+        blobs[f"{key}_momentum"] = 0 * tensor.numpy()
+    return {"cfg": "MODEL: {}", "blobs": blobs}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import pytest
 import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes
@@ -16,7 +19,8 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import wsbcn_d2
-from tests.checkpoint.published import ReleasedSN, WSConv
+from tests.checkpoint.published import Reference, ReleasedSN, WSConv
+from tests.checkpoint.published import detectron_pytorch as detectron_pytorch_backbone
 from tests.checkpoint.published_detectors import (
     BOTTLENECK,
     CLASSES,
@@ -24,6 +28,7 @@ from tests.checkpoint.published_detectors import (
     LAYERS,
     WIDTH,
     Detector,
+    detectron_blobs,
     detectron_pytorch,
     mmdetection,
 )
@@ -181,21 +186,78 @@ def sn():
     return Detector(ReleasedSN, background_first=True, inclusive=True, aligned=False, sampling=2)
 
 
-def detectron_model():
-    """As SwitchNorm_Detection pools, with its unbiased variances."""
-    model = model_of("finetune/mask_rcnn_r50_fpn_sn_2x", partial(SwitchNorm2d, unbiased=True))
-    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
-        for level in pooler.level_poolers:
-            level.aligned, level.sampling_ratio = False, 2
-    return model
+def unbiased_model(recipe="finetune/mask_rcnn_r50_fpn_sn_2x"):
+    return model_of(recipe, partial(SwitchNorm2d, unbiased=True))
 
 
-def test_sn_of_detectron_pytorch(sn, image, tmp_path, caplog):
+def test_sn_of_detectron_pytorch_is_evaluated_as_there(sn, image, tmp_path, caplog):
     path = tmp_path / "e2e_mask_rcnn_R-50-FPN_2x_sn.pth"
     torch.save({"model": detectron_pytorch(sn), "step": 9}, path)
-    ours = detectron_model()
+    ours = unbiased_model()
     conversion = loaded(ours, path, tmp_path)
     assert conversion.pretraining.source == "sn_detection"
+    assert "roi_align: 'ROIAlign' in the checkpoint, 'ROIAlignV2' in the model" in caplog.text
     assert "boxes: 'inclusive' in the checkpoint, 'exclusive' in the model" in caplog.text
-    assert "roi_" not in caplog.text
+    assert "DIFFERS" not in caplog.text
     assert_same_heads(sn, ours, image)
+    assert_same_detections(sn, ours, image)
+
+
+def test_a_training_from_it_is_warned_and_its_model_stays(sn, tmp_path, caplog):
+    torch.save({"model": detectron_pytorch(sn)}, tmp_path / "sn.pth")
+    ours = unbiased_model()
+    convert_weights(tmp_path / "sn.pth", tmp_path / "converted.pth")
+    WSBCNCheckpointer(ours).load(str(tmp_path / "converted.pth"))
+    assert "DIFFERS" in caplog.text and "roi_sampling: 2 in the checkpoint" in caplog.text
+    assert ours.roi_heads.box_pooler.level_poolers[0].aligned
+
+
+def test_detectrons_pickle_is_as_detectron2_reads_it(tmp_path):
+    """Name by name, channel by channel: detectron2 knows Detectron's names too."""
+    theirs = Detector(GN, background_first=True, inclusive=True, aligned=False, sampling=2)
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps(detectron_blobs(theirs), protocol=2))
+    conversion = convert_weights(path, tmp_path / "converted.pth")
+    assert conversion.detector and not conversion.pretraining.unbiased
+    blobs = {k: torch.from_numpy(x) for k, x in detectron_blobs(theirs)["blobs"].items()
+             if not k.endswith("_momentum")}  # fmt: skip
+    expected, _ = convert_c2_detectron_names(blobs)
+    assert len(expected) == len(conversion.state)
+    for name, tensor in expected.items():
+        (ours,) = (ours for ours in conversion.state if f".{ours}".endswith(f".{name}"))
+        assert torch.equal(conversion.state[ours], tensor), name
+
+
+def test_anchors_of_several_sizes_are_ordered_as_the_generator_has_them(tmp_path):
+    """A C4 model whose objectness is a softmax. Each anchor's numbers say which it is."""
+    reference = Reference(ReleasedSN, rename=detectron_pytorch_backbone("Conv_Body."))
+    state = {key.replace("Conv_Body.res5", "Box_Head.res5"): x
+             for key, x in reference.state().items()}  # fmt: skip
+    anchors = [(size, ratio) for ratio in (0.5, 1.0, 2.0) for size in (32, 64, 128, 256, 512)]
+    sizes, ratios = (torch.tensor(column) for column in zip(*anchors, strict=True))
+    weights = {"RPN.RPN_conv": (8, 1024, 3, 3), "RPN.RPN_cls_score": (30, 8, 1, 1),
+               "RPN.RPN_bbox_pred": (60, 8, 1, 1), "Box_Outs.cls_score": (6, 2048),
+               "Box_Outs.bbox_pred": (24, 2048)}  # fmt: skip
+    state |= {f"{name}.weight": torch.zeros(shape) for name, shape in weights.items()}
+    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in weights.items()}
+    background = torch.randn(15, generator=torch.Generator().manual_seed(0))
+    state["RPN.RPN_cls_score.bias"] = torch.cat([background, background + sizes])
+    state["RPN.RPN_bbox_pred.bias"] = (ratios[:, None] + torch.arange(4) * 10).flatten()
+    state["Box_Outs.cls_score.bias"] = torch.arange(6.0)
+    state |= {f"Mask_Head.res5.0.{k}": torch.ones(1) for k in ("conv1.weight", "sn1.bias")}
+    conversion = convert_state(state)
+    found = conversion.state
+    assert {"backbone.res4.0.conv1.weight", "roi_heads.res5.0.conv1.weight"} <= set(found)
+    assert conversion.pretraining.roi_sampling == 0
+    generator = DefaultAnchorGenerator(
+        sizes=[[32, 64, 128, 256, 512]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[16]
+    )
+    (cells,) = generator.cell_anchors
+    width, height = cells[:, 2] - cells[:, 0], cells[:, 3] - cells[:, 1]
+    rpn = "proposal_generator.rpn_head"
+    assert torch.allclose(found[f"{rpn}.objectness_logits.bias"], (width * height).sqrt())
+    deltas = found[f"{rpn}.anchor_deltas.bias"].view(15, 4)
+    assert torch.allclose(deltas, (height / width)[:, None] + torch.arange(4) * 10)
+    scores = found["roi_heads.box_predictor.cls_score.bias"]
+    assert scores.tolist() == [1, 2, 3, 4, 5, 0]
+    assert len(found["roi_heads.box_predictor.bbox_pred.bias"]) == 20

@@ -49,9 +49,16 @@ def test_the_stem_sees_the_same(state):
 def test_what_cannot_be_folded_is_refused(state):
     with pytest.raises(ValueError, match="standardized stem"):
         convert_state(state, source="mmdet", ws=True, **BGR, fold_input=True)
+
+
+def test_another_mean_is_kept_in_the_order_of_rgb(state):
     other = {**BGR, "pixel_mean": (104.0, 117.0, 123.0)}
-    with pytest.raises(ValueError, match=r"pixel_mean is \[104\.0"):
-        convert_state(state, source="mmdet", ws=False, **other, fold_input=True)
+    made = convert_state(state, source="mmdet", ws=False, **other, fold_input=True)
+    imagenets = convert_state(state, source="mmdet", ws=False, **BGR, fold_input=True)
+    assert made.pretraining.pixel_mean == (123.0, 117.0, 104.0)
+    assert made.pretraining.pixel_std == (58.395, 57.12, 57.375)
+    name = "stem.conv1.weight"
+    assert torch.equal(made.state[name], imagenets.state[name])
 
 
 def test_weights_of_the_catalog_take_rgb():

@@ -20,6 +20,7 @@ from .backbone_names import move_backbone
 from .comparison import compare_with_checkpoint, describe_minibatch, describe_model, shown
 from .files import disk_error, find_damage, replacing, root_os_error
 from .folder import numbered_checkpoints, resumable_checkpoints, tagged_checkpoint
+from .inference_settings import take_inference_settings
 from .reading import CheckpointError, check_is_file, read_checkpoint
 
 __all__ = ["WSBCNCheckpointer"]
@@ -55,7 +56,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             images_per_process: images that a process sees at a time in the training to come, to be
                 compared with the pretraining's and saved as it; None: neither.
             config: the run's options by key, saved under ``"config"``; None saves none.
-            complete: refuse checkpoints that lack a parameter of the model, for an evaluation.
+            complete: for an evaluation: refuse checkpoints that lack a parameter of the model, and
+                give the model what a published detector presumes (`take_inference_settings`).
         """
         super().__init__(model, save_dir, **kwargs)
         self._path = ""
@@ -284,6 +286,16 @@ class WSBCNCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         move_backbone(checkpoint, self.model)
         lines = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
+        pretraining = checkpoint.get("pretraining") or {}
+        if lines and self._complete and pretraining.get("boxes"):
+            take_inference_settings(pretraining, self.model)
+            left = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
+            taken = [line for line in lines if line not in left]
+            logger.warning(
+                "The model is evaluated as %s was in its project; taken from there:\n%s",
+                *(self._path, "\n".join(f"  * {line}" for line in taken)),
+            )
+            lines = left
         if lines:
             logger.warning(
                 "!!! THE CHECKPOINT'S MODEL DIFFERS FROM THIS ONE: %s\n%s\n"

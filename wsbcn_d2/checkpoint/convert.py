@@ -148,7 +148,7 @@ def convert_state(
         batch_average_count: K, for a file of SN's batch-average mode, whose running statistics are
             sums over K mini-batches.
         fold_input: as in `fold_input_into_stem`, so that the weights take RGB input with ImageNet's
-            mean and deviation.
+            deviation.
         backbone_only: leave the neck and heads of a detector out.
         told: what the caller knows better than the file: ``ws``, ``minibatch``, ``stride_in_1x1``,
             ``input_format``, ``pixel_mean``, ``pixel_std``, as in `Pretraining`.

@@ -88,6 +88,7 @@ def _detectron(model_id: str, run: str) -> Entry:
         "input_format": "BGR",
         "pixel_mean": (102.9801, 115.9465, 122.7717),
         "pixel_std": (1.0, 1.0, 1.0),
+        "fold_input": True,
     }
     url = f"{_DETECTRON}/{model_id}/04_2018_gn_baselines/e2e_mask_rcnn_{run}/{train}"
     return Entry(f"{url}/model_final.pkl", options)

@@ -11,11 +11,11 @@ __all__ = ["fold_input_into_stem"]
 
 
 def fold_input_into_stem(tensors: dict[str, Tensor], pretraining: Pretraining) -> str:
-    """Make the stem take RGB with ImageNet's mean and deviation, in place; the features stay.
+    """Make the stem take RGB with ImageNet's deviation, in place; the features stay.
 
-    A filter w of the stem sees (pixel - mean) / std in the order of its training. With the mean
-    equal colour by colour, w in RGB order times (ImageNet's std / std) sees the same from
-    (pixel - mean) / ImageNet's std, at the padded border too.
+    A filter w of the stem sees (pixel - mean) / std in the order of its training. w in RGB order
+    times (ImageNet's std / std) sees the same from (pixel - mean) / ImageNet's std. The mean stays,
+    as the padded border has it; where it is ImageNet's but for rounding it becomes that.
 
     Args:
         tensors: with ``stem.conv1.weight``, shape (C, 3, h, w).
@@ -25,17 +25,10 @@ def fold_input_into_stem(tensors: dict[str, Tensor], pretraining: Pretraining) -
         what was done, as a line.
 
     Raises:
-        ValueError: another mean (the border would differ), or a standardized stem, in which a
-            scale of each colour changes all of them.
+        ValueError: a standardized stem, in which a scale of each colour changes all of them.
     """
     order = -1 if pretraining.input_format == "BGR" else 1
     mean, std = pretraining.pixel_mean[::order], pretraining.pixel_std[::order]
-    if any(abs(ours - theirs) > 0.01 for ours, theirs in zip(mean, IMAGENET_MEAN, strict=True)):
-        raise ValueError(
-            f"pixel_mean is {list(pretraining.pixel_mean)} ({pretraining.input_format}): only "
-            f"ImageNet's, {list(IMAGENET_MEAN)} in RGB, can be folded; leave fold_input out and "
-            "give the model this input"
-        )
     if pretraining.ws:
         raise ValueError(
             "weights with WS have a standardized stem, into which no input can be folded; leave "
@@ -49,5 +42,7 @@ def fold_input_into_stem(tensors: dict[str, Tensor], pretraining: Pretraining) -
     tensors["stem.conv1.weight"] = folded.to(weight.dtype).contiguous()
     was = f"{pretraining.input_format} of deviation {list(pretraining.pixel_std)}"
     pretraining.input_format = "RGB"
-    pretraining.pixel_mean, pretraining.pixel_std = IMAGENET_MEAN, IMAGENET_STD
+    near = all(abs(ours - x) <= 0.01 for ours, x in zip(mean, IMAGENET_MEAN, strict=True))
+    pretraining.pixel_mean = IMAGENET_MEAN if near else mean
+    pretraining.pixel_std = IMAGENET_STD
     return f"the stem's filters took {was}; they were folded to take RGB of ImageNet's"

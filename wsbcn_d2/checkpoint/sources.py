@@ -232,6 +232,7 @@ _IGNORED = {
         (r"data_preprocessor\.", "the input's mean and deviation"),
     ),
     "sn_detection": (
+        (r".*_momentum$", "the optimizer's"),
         (r"Conv_Body\.(conv_body\.)?classifier\.|pred_[wb]$|fc1000_[wb]$", _CLASSIFIER),
         (r"Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules)\.", HEAD),
         (r"Mask_Head\.res5\.", "a copy of the box head's res5"),
@@ -239,6 +240,5 @@ _IGNORED = {
         (r"Box_Head\.(?!res5\.)", HEAD),
         (r"(fpn_|conv_rpn|rpn_|head_conv|fc[67]_|cls_score|bbox_pred)", HEAD),
         (r"(_\[?mask\]?_fcn|conv5_mask|mask_fcn)", HEAD),
-        (r".*_momentum$", "the optimizer's"),
     ),
 }

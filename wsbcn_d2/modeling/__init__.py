@@ -6,6 +6,7 @@ from .backbones import (
     build_ws_retinanet_resnet_fpn_backbone,
 )
 from .config import add_wsbcn_config
+from .inclusive_boxes import InclusiveBox2BoxTransform, InclusiveRCNN, use_inclusive_boxes
 from .lazy import use_norm
 from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
@@ -14,6 +15,8 @@ from .weight_standardization import WSConv2d, standardize_convs, standardized
 
 __all__ = [
     "CeilPoolStem",
+    "InclusiveBox2BoxTransform",
+    "InclusiveRCNN",
     "InstanceNorm2d",
     "WSConv2d",
     "WSFastRCNNConvFCHead",
@@ -28,5 +31,6 @@ __all__ = [
     "standardize_convs",
     "standardized",
     "unregister_norms",
+    "use_inclusive_boxes",
     "use_norm",
 ]
