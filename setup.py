@@ -97,6 +97,7 @@ setup(
     extras_require={
         "dev": ["mypy", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
         "export": ["onnx", "onnxruntime"],
+        "video": ["av"],
     },
     cmdclass={"build_py": BuildWithConfigs},
     zip_safe=False,

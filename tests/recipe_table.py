@@ -19,7 +19,8 @@ PARTS = {
     "sem_seg_head.": "other",
 }
 
-# "53 GN+WS": 53 convolutions with a GN behind them, all standardized.
+# "53 GN+WS": 53 convolutions with a GN behind them, all standardized; "48 GN, 53 WS" (BiT): 53
+# standardized convolutions, and 48 GNs in front of some, three a block.
 # ResNet-50: 1 stem + 3 for each of 16 blocks + 4 shortcuts = 53; ResNet-101: 1 + 3 * 33 + 4 = 104.
 # C4: 43 up to res4, 10 in res5. FPN: a lateral and an output convolution a level, 4 levels; 3 in
 # RetinaNet and FCOS, whose heads have two subnets of 4. Panoptic FPN's head: 1 + 1 + 2 + 3.
@@ -82,6 +83,8 @@ finetune/mask_rcnn_r50_fpn_frozenbn_gn_2x         | 53 FrozenBN     | 8 GN      
 finetune/mask_rcnn_r50_fpn_frozenbn_sn_2x         | 53 FrozenBN     | 8 SN       | 4 SN        | 4 SN       |
 finetune/mask_rcnn_r50_fpn_gn_gn_2x               | 53 GN           | 8 GN       | 4 GN        | 4 GN       |
 finetune/mask_rcnn_r50_fpn_gn_sn_2x               | 53 GN           | 8 SN       | 4 SN        | 4 SN       |
+finetune/mask_rcnn_bit_r50x1_fpn_2x               | 48 GN, 53 WS    | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+finetune/mask_rcnn_bit_r101x1_fpn_2x              | 99 GN, 104 WS   | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
 finetune/retinanet_r50_fpn_ws_gn_1x               | 53 GN+WS        | 6 GN+WS    |             |            | 8 GN+WS
 finetune/retinanet_r50_fpn_syncsn_1x              | 53 SyncSN       | 6 SyncSN   |             |            | 8 SN_IN_LN
 finetune/fcos_r50_fpn_ws_gn_1x                    | 53 GN+WS        | 6 GN+WS    |             |            | 8 GN+WS
@@ -119,6 +122,7 @@ PROTOCOLS = """
 recipes                                                        | iterations | drops           | rate | images | short sides         | long side | trained from
 finetune/faster_rcnn_.*_fpn_(ws_gn|ws_bcn|gn)_1x               | 87960      | 58640, 80630    | 0.02 | 16     | 800                 | 1333      | 3
 finetune/mask_rcnn_.*_fpn_(ws_gn|ws_bcn|gn)_2x                 | 175920     | 117280, 161260  | 0.02 | 16     | 800                 | 1333      | 3
+finetune/mask_rcnn_bit_.*_2x                                   | 175920     | 117280, 161260  | 0.02 | 16     | 800                 | 1333      | 3
 finetune/mask_rcnn_.*_20_23_24e                                | 175920     | 146600, 168590  | 0.02 | 16     | 800                 | 1333      | 3
 finetune/faster_rcnn_.*_fpn_(sn|syncsn|sn_in_ln)_1x            | 90000      | 60000, 80000    | 0.02 | 16     | 800                 | 1333      | 3
 finetune/mask_rcnn_.*_fpn_(sn|syncsn|sn_in_ln)_2x              | 180000     | 120000, 160000  | 0.02 | 16     | 800                 | 1333      | 3

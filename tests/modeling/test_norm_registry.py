@@ -17,7 +17,8 @@ from torch import nn
 
 import wsbcn_d2
 from wsbcn_d2 import norms
-from wsbcn_d2.modeling import InstanceNorm2d, known_norms
+from wsbcn_d2.checkpoint import compare_with_checkpoint, describe_model
+from wsbcn_d2.modeling import InstanceNorm2d, known_norms, norm_registry
 
 held_before_registration = partial(get_norm, "SN")
 
@@ -196,3 +197,36 @@ def test_trap_14_flops_of_convolutions_are_counted_through_our_norms(registered)
     assert stock > 0
     for name in ("SN", "BCN", "SSN"):
         assert conv_flops(name, True) == stock
+
+
+class RootMeanSquareNorm2d(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x):
+        return x * self.weight[:, None, None] / x.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
+def test_a_new_norm_is_a_function_and_a_row(registered, monkeypatch):
+    row = norm_registry.Norm(RootMeanSquareNorm2d, (RootMeanSquareNorm2d,), "RMS", "ranks")
+    monkeypatch.setitem(norm_registry.NORMS, "RMS", row)
+    norm = get_norm("RMS", 8)
+    assert type(norm) is RootMeanSquareNorm2d and "RMS" in known_norms()
+    model, other = nn.Sequential(norm), nn.Sequential(get_norm("SN", 8))
+    checkpoint = {"model": model.state_dict(), "norms": describe_model(model)}
+    assert checkpoint["norms"]["norms"] == {"0": "RMS"}
+    assert compare_with_checkpoint(checkpoint, model) == []
+    (line,) = compare_with_checkpoint(checkpoint, other)
+    assert "checkpoint has RMS, model has SN" in line
+    checkpoint["pretraining"] = {"minibatch": 64}
+    (line,) = compare_with_checkpoint(checkpoint, model, images_per_process=2)
+    assert "over 64 images in pretraining, over 2 over all processes with the model's RMS" in line
+    with pytest.raises(ValueError, match=r"known: .*RMS"):
+        get_norm("RSM", 8)
+
+
+@pytest.mark.parametrize("name", [n for n in norm_registry.NORMS if norm_registry.NORMS[n].classes])
+def test_each_norm_is_told_by_its_class_and_settings(registered, name):
+    assert norm_registry.norm_name(get_norm(name, 32)) == name
+    assert norm_registry.norm_name(nn.Conv2d(3, 8, 1)) is None

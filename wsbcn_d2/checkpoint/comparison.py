@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils import comm
 from torch import nn
 
+from ..modeling.norm_registry import NORMS
 from ..norms import WSConvMixin
 from .norm_kinds import describe_norms, infer_norms, match_names, same_kind
 
@@ -42,9 +43,6 @@ _SETTINGS = {
 }
 # A difference of pixel values that no rounding makes.
 _PIXEL_TOLERANCE = 0.5
-# Norms whose training statistics depend on how many images there are, of one process or of all.
-_OF_PROCESS = ("BN", "SN", "SSN", "BatchBCN")
-_OF_ALL = ("SyncBN", "SyncSN", "SyncBCN")
 # "Comparable" batch sizes are the paper's word; (8, 32) finetuned with 2 images is its bad example.
 _FAR = 4
 
@@ -196,7 +194,7 @@ def _compare_minibatch(
     record: Mapping[str, Any], ours: Mapping[str, str], model: nn.Module, images: int
 ) -> Iterator[str]:
     theirs: Mapping[str, str] = record.get("norms", {})
-    if not any(kind in (*_OF_PROCESS, *_OF_ALL) for kind in theirs.values()):
+    if not any(_statistics(kind) in ("process", "ranks") for kind in theirs.values()):
         return
     modules = dict(model.named_modules())
     # Frozen norms keep the pretraining's statistics.
@@ -206,9 +204,12 @@ def _compare_minibatch(
         if any(parameter.requires_grad for parameter in modules[name].parameters())
     }
     before = record["minibatch"]
-    for kind in sorted(kinds & {*_OF_PROCESS, *_OF_ALL}):
-        size = images * comm.get_world_size() if kind in _OF_ALL else images
-        pooled = "over all processes" if kind in _OF_ALL else "a process"
+    for kind in sorted(kinds):
+        if _statistics(kind) not in ("process", "ranks"):
+            continue
+        synchronized = _statistics(kind) == "ranks"
+        size = images * comm.get_world_size() if synchronized else images
+        pooled = "over all processes" if synchronized else "a process"
         if max(before, size) > _FAR * min(before, size):
             yield (
                 f"minibatch: statistics over {before} images in pretraining, over {size} {pooled} "
@@ -218,6 +219,10 @@ def _compare_minibatch(
             )
 
 
+def _statistics(kind: str) -> str:
+    return NORMS[kind].statistics if kind in NORMS else ""
+
+
 def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
     """Images that the batch statistics of a model are taken over in its training.
 
@@ -225,7 +230,8 @@ def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
         model: one with a synchronized norm pools over all processes.
         images_per_process: images that a process sees at a time.
     """
-    synchronized = any(kind in _OF_ALL for kind in describe_norms(model)["norms"].values())
+    kinds = describe_norms(model)["norms"].values()
+    synchronized = any(_statistics(kind) == "ranks" for kind in kinds)
     return images_per_process * (comm.get_world_size() if synchronized else 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bit import bit_norms
 from .detectors import (
     arrange_heads,
     is_detector,
@@ -190,7 +191,10 @@ def convert_state(
         converted = convert_fields(name, kinds[name], fields)
         tensors |= {f"{name}.{key}": tensor for key, tensor in converted.items()}
     tensors = dict(sorted(tensors.items()))
-    missing = _check_complete(tensors, kinds, detector)
+    if source == "bit":
+        kinds, missing = bit_norms(tensors), []
+    else:
+        missing = _check_complete(tensors, kinds, detector)
     # A detector's heads may have another norm than its backbone.
     norm = ", ".join(sorted({kind for name, kind in kinds.items() if _is_backbone(name)}))
     pretraining, notes = describe_pretraining(
@@ -201,7 +205,8 @@ def convert_state(
     if detector:
         notes += arrange_heads(tensors)
     convs = [name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dim() == 4]
-    standardized = {name: pretraining.ws and f"{name}.norm" in kinds for name in convs}
+    normed = {name.rpartition(".norm")[0] for name in kinds}
+    standardized = {name: pretraining.ws and (source == "bit" or name in normed) for name in convs}
     conversion = Conversion(
         tensors,
         pretraining,

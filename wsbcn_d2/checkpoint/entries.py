@@ -41,6 +41,7 @@ _MMLAB = "https://download.openmmlab.com/pretrain/third_party"
 _MMDET = "https://download.openmmlab.com/mmdetection/v2.0"
 _TORCHVISION = "https://download.pytorch.org/models"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-rsb-weights"
+_TIMM_HUB = "https://huggingface.co/timm"
 _WS = "http://cs.jhu.edu/~syqiao/WeightStandardization"
 _BCN = "https://cs.jhu.edu/~syqiao/BatchChannelNormalization"
 _DETECTRON = "https://dl.fbaipublicfiles.com/detectron/GN"
@@ -61,6 +62,10 @@ _GN_DETECTRON = {
 def _bn(file: str) -> Entry:
     # torchvision's reference script: 32 images a GPU.
     return Entry(f"{_TORCHVISION}/{file}.pth", {"source": "torchvision", "minibatch": 32})
+
+
+def _bit(name: str) -> Entry:
+    return Entry(f"{_TIMM_HUB}/resnetv2_{name}/resolve/main/model.safetensors", {"source": "bit"})
 
 
 def _mmdet(folder: str, config: str, file: str, options: Mapping[str, Any]) -> Entry:
@@ -115,6 +120,13 @@ CATALOG = {
     "resnext50_32x4d_gn": Entry(f"{_MMLAB}/resnext50_32x4d_gn-c7e8b754.pth", _GN),
     "resnext101_32x4d_gn": Entry(f"{_MMLAB}/resnext101_32x4d_gn-ac3bb84e.pth", _GN),
     "resnet50_gn_timm": Entry(f"{_TIMM}/resnet50_gn_a1h2-8fe6c4d0.pth", {"source": "timm"}),
+    # GN + WS, pre-activation: BiT, as timm serves it
+    "resnetv2_50x1_bit_in21k": _bit("50x1_bit.goog_in21k"),
+    "resnetv2_50x3_bit_in21k": _bit("50x3_bit.goog_in21k"),
+    "resnetv2_101x1_bit_in21k": _bit("101x1_bit.goog_in21k"),
+    "resnetv2_101x3_bit_in21k": _bit("101x3_bit.goog_in21k"),
+    "resnetv2_152x2_bit_in21k": _bit("152x2_bit.goog_in21k"),
+    "resnetv2_50x1_bit_distilled": _bit("50x1_bit.goog_distilled_in1k"),
     # BCN + WS; the scripts' batch over its 4 GPUs
     "resnet50_bcn_ws": Entry(f"{_BCN}/rn50_bcn_ws.pth", {"source": "bcn", "minibatch": 64}),
     "resnet101_bcn_ws": Entry(f"{_BCN}/rn101_bcn_ws.pth", {"source": "bcn", "minibatch": 32}),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pretraining import IMAGENET_MEAN, IMAGENET_STD, Pretraining
+from .pretraining import Pretraining
+from .sources import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["fold_input_into_stem"]
 

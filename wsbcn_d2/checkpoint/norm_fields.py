@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..modeling.norm_registry import build_norm
 from ..norms.sparsemax import circumradius
 
 __all__ = ["convert_fields", "norm_kind", "split_norms"]
 
-_AFFINE = {"weight", "bias"}
-_RUNNING = {"running_mean", "running_var"}
 _CONTROLS = {"mean_weight", "var_weight"}
-_FIELDS = {
-    "GN": _AFFINE,
-    "BN": _AFFINE | _RUNNING,
-    "SN": _AFFINE | _CONTROLS | _RUNNING,
-    "SN_IN_LN": _AFFINE | _CONTROLS,
-    "SSN": _AFFINE | _CONTROLS | _RUNNING | {"mean_fixed", "var_fixed", "radius"},
-    "BatchBCN": _AFFINE | {f"bn.{key}" for key in _AFFINE | _RUNNING},
-}
-# The statistics that the control parameters weigh.
-_NUM_STATISTICS = {"SN": 3, "SN_IN_LN": 2, "SSN": 3}
+# The kinds that weights are published of; those of their families have the same tensors.
+_PUBLISHED = ("GN", "BN", "SN", "SN_IN_LN", "SSN", "BatchBCN")
+
+
+@functools.cache
+def _example(kind: str) -> nn.Module:
+    norm = build_norm(kind, 32)
+    assert norm is not None
+    return norm
+
+
+def _fields(kind: str) -> set[str]:
+    """Names of a norm's tensors; published ones have no counters."""
+    return {key for key in _example(kind).state_dict() if "num_batches" not in key}
+
+
+def _num_controls(kind: str) -> int:
+    """How many statistics the control parameters weigh."""
+    return _example(kind).get_parameter("mean_weight").shape[-1]
 
 
 def split_norms(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -44,13 +53,17 @@ def split_norms(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def norm_kind(name: str, fields: Mapping[str, Tensor]) -> str:
     """The kind that has exactly these fields.
 
+    Args:
+        name: of the norm, for messages.
+        fields: the norm's tensors.
+
     Raises:
         ValueError: none has.
     """
-    for kind, wanted in _FIELDS.items():
-        if set(fields) == wanted:
+    for kind in _PUBLISHED:
+        if set(fields) == _fields(kind):
             return kind
-    kinds = "; ".join(f"{', '.join(sorted(wanted))} ({kind})" for kind, wanted in _FIELDS.items())
+    kinds = "; ".join(f"{', '.join(sorted(_fields(kind)))} ({kind})" for kind in _PUBLISHED)
     raise ValueError(
         f"{name} has {', '.join(sorted(fields))}, which no known norm has; the norms have {kinds}"
     )
@@ -72,10 +85,10 @@ def convert_fields(name: str, kind: str, fields: Mapping[str, Tensor]) -> dict[s
     converted = {}
     for key, tensor in fields.items():
         if key in _CONTROLS:
-            if tensor.shape[-1] != _NUM_STATISTICS[kind]:
+            if tensor.shape[-1] != _num_controls(kind):
                 raise ValueError(
                     f"{name}.{key} has shape {tuple(tensor.shape)}; {kind} has "
-                    f"{_NUM_STATISTICS[kind]} control parameters"
+                    f"{_num_controls(kind)} control parameters"
                 )
             converted[key] = tensor.clone()
         elif key in ("mean_fixed", "var_fixed"):
@@ -83,7 +96,7 @@ def convert_fields(name: str, kind: str, fields: Mapping[str, Tensor]) -> dict[s
             converted[key] = _fixed_index(f"{name}.{key}", tensor, control)
         elif key == "radius":
             # The release goes on to 1; beyond the circumradius nothing changes.
-            limit = circumradius(_NUM_STATISTICS[kind])
+            limit = circumradius(_num_controls(kind))
             converted[key] = tensor.reshape(()).clamp(max=limit)
         elif tensor.numel() != max(tensor.shape, default=1):
             raise ValueError(f"{name}.{key} has shape {tuple(tensor.shape)}: not one per channel")

@@ -11,35 +11,13 @@ from typing import Any
 
 from torch import nn
 
+from ..modeling.norm_registry import NORMS, norm_name
+from ..norms import WSConvMixin
+
 __all__ = ["describe_norms", "infer_norms", "match_names", "same_kind"]
 
-# By the start of a class name, the more special ones first.
-_KINDS = (
-    ("SparseSwitchNorm", "SSN"),
-    ("SyncSwitchNorm", "SyncSN"),
-    ("SwitchNorm", "SN"),
-    ("BatchChannelNorm", "BCN"),
-    ("BatchRenorm", "BRN"),
-    ("NaiveSyncBatchNorm", "SyncBN"),
-    ("SyncBatchNorm", "SyncBN"),
-    ("FrozenBatchNorm", "FrozenBN"),
-    ("BatchNorm", "BN"),
-    ("GroupNorm", "GN"),
-    ("LayerNorm", "LN"),
-    ("InstanceNorm", "IN"),
-)
-_BCN = {"estimate": "BCN", "batch": "BatchBCN", "sync": "SyncBCN"}
 # What infer_norms says of a layer that has an affine pair and nothing else.
 _AFFINE = "GN, LN or IN"
-# Kinds that share their parameters and, in evaluation, their arithmetic.
-_FAMILIES = (
-    {"BN", "SyncBN", "FrozenBN", "BRN"},
-    {"SN", "SyncSN"},
-    {"BCN", "BatchBCN", "SyncBCN"},
-    {"GN", _AFFINE},
-    {"LN", _AFFINE},
-    {"IN", _AFFINE},
-)
 
 
 def describe_norms(model: nn.Module) -> dict[str, Any]:
@@ -55,28 +33,12 @@ def describe_norms(model: nn.Module) -> dict[str, Any]:
         # BCN's first stage, `bn`, is a part of it and no norm of its own.
         if name.rpartition(".")[0] in norms:
             continue
-        names = [cls.__name__.lstrip("_") for cls in type(module).__mro__]
-        if any(cls in ("Conv1d", "Conv2d", "Conv3d") for cls in names):
-            convs[name] = any(cls.startswith("WSConv") for cls in names)
-        kind = _kind(module, names)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            convs[name] = isinstance(module, WSConvMixin)
+        kind = norm_name(module)
         if kind is not None:
             norms[name] = kind
     return {"norms": norms, "convs": convs}
-
-
-def _kind(module: nn.Module, class_names: list[str]) -> str | None:
-    # The most special class decides: SN derives from InstanceNorm, BCN from GroupNorm.
-    for class_name in class_names:
-        for start, kind in _KINDS:
-            if not class_name.startswith(start):
-                continue
-            statistics: Any = getattr(module, "statistics", None)
-            if kind == "BCN":
-                return _BCN.get(statistics, kind)
-            if kind == "SN" and statistics is not None and "bn" not in statistics:
-                return "SN_IN_LN"
-            return kind
-    return None
 
 
 def infer_norms(state: Mapping[str, Any]) -> dict[str, str]:
@@ -129,5 +91,13 @@ def match_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
 
 
 def same_kind(theirs: str, ours: str) -> bool:
-    """Whether the two kinds share parameters and arithmetic: BN and FrozenBN, SN and SyncSN, …"""
-    return theirs == ours or any({theirs, ours} <= family for family in _FAMILIES)
+    """Whether two kinds share parameters and arithmetic: BN and FrozenBN, SN and SyncSN, …
+
+    Args:
+        theirs: from `describe_norms` or `infer_norms`.
+        ours: from `describe_norms`.
+    """
+    if theirs == _AFFINE:
+        return ours in ("GN", "LN", "IN")
+    known = theirs in NORMS and ours in NORMS
+    return theirs == ours or (known and NORMS[theirs].family == NORMS[ours].family)

@@ -10,12 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from .detectors import has_background_first
-from .sources import SOURCES
+from .sources import IMAGENET_MEAN, IMAGENET_STD, SOURCES
 
 __all__ = ["Pretraining", "describe_pretraining"]
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of images in 0..255
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 _TOLD = ("ws", "minibatch", "stride_in_1x1", "input_format", "pixel_mean", "pixel_std")
 
@@ -35,7 +32,7 @@ class Pretraining:
         bottleneck: whether they are bottlenecks, or basic blocks.
         groups, width_per_group: 32 and 4 for ResNeXt 32x4d.
         stride_in_1x1: where a bottleneck has its stride: the first 1x1, or the 3x3 convolution.
-        stem_pool: ``"padded"`` or ``"ceil"``; see `Source`.
+        stem_pool: ``"padded"``, ``"ceil"`` or ``"zeros"``; see `Source`.
         input_format, pixel_mean, pixel_std: ``"RGB"`` or ``"BGR"`` in 0..255, in that order.
         box_weights: of a detector, by which its box head's deltas are divided; the inverse of
             mmdetection's ``target_stds``.
@@ -148,6 +145,8 @@ def describe_pretraining(
         groups=first.shape[0] // first.shape[1],
         width_per_group=first.shape[1],
         stem_pool=known.stem_pool,
+        pixel_mean=known.pixel_mean,
+        pixel_std=known.pixel_std,
     )
     config = _saved_config(around) if source == "mmdet" else ""
     if config:

@@ -12,6 +12,7 @@ ws                joe-siyuan-qiao/pytorch-classification: ``bn1`` is a GroupNorm
 bcn               joe-siyuan-qiao/Batch-Channel-Normalization: ``bn1.pbn``, in its README ``bn1.bn``
 sn                Switchable-Normalization: ``sn1``, with ``mean_weight`` and ``var_weight``
 ssn               Sparse_SwitchNorm: SN's, and ``mean_fixed``, ``var_fixed``, ``radius``
+bit               timm's ``resnetv2_…_bit``: ``stages.0.blocks.0.conv1``, norms in front
 sn_detection      SwitchNorm_Detection (Detectron.pytorch): ``Conv_Body.conv_body.res2.0.conv1``, or
                   Detectron's blobs ``res2_0_branch2a_w``
 ================  =================================================================================
@@ -24,7 +25,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HEAD", "SOURCES", "Source", "recognize", "translate"]
+from .bit import BIT
+
+__all__ = ["HEAD", "IMAGENET_MEAN", "IMAGENET_STD", "SOURCES", "Source", "recognize", "translate"]
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of images in 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,9 @@ class Source:
         ws: whether the convolutions are standardized; None where only the single file knows.
         ws_eps_mode: as in `wsbcn_d2.norms.standardize_weight`.
         unbiased: whether SN's variances are (see `SwitchNorm2d`).
-        stem_pool: ``"padded"``, or ``"ceil"`` for a stem whose max pooling does not pad but rounds
-            the size up.
+        stem_pool: ``"padded"``; ``"ceil"`` for a stem whose max pooling does not pad but rounds the
+            size up; ``"zeros"`` for one that pads with zeros.
+        pixel_mean, pixel_std: in RGB, where the single file does not say otherwise.
     """
 
     title: str
@@ -47,6 +54,8 @@ class Source:
     ws_eps_mode: str = "outside"
     unbiased: bool = False
     stem_pool: str = "padded"
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = IMAGENET_STD
 
 
 SOURCES = {
@@ -57,6 +66,15 @@ SOURCES = {
     "bcn": Source("the BCN release", ("BatchBCN", "BCN"), ws=True, ws_eps_mode="inside"),
     "sn": Source("Switchable-Normalization", ("SN", "SN_IN_LN"), unbiased=True),
     "ssn": Source("Sparse_SwitchNorm", ("SSN",), unbiased=True, stem_pool="ceil"),
+    "bit": Source(
+        "BiT (timm's resnetv2)",
+        ("GN",),
+        ws=True,
+        ws_eps_mode="inside",
+        stem_pool="zeros",
+        pixel_mean=(127.5, 127.5, 127.5),
+        pixel_std=(127.5, 127.5, 127.5),
+    ),
     "sn_detection": Source(
         "Detectron or Detectron.pytorch (SwitchNorm_Detection)",
         ("SN", "SN_IN_LN", "GN"),
@@ -90,6 +108,8 @@ def recognize(names: Iterable[str], around: Mapping[str, Any], file_name: str = 
 
     if any_name(r"^Conv_Body\.|^res\d_\d+_branch"):
         return "sn_detection"
+    if any_name(r"^stages\.0\.blocks\.0\.norm1\.weight$"):
+        return "bit"
     if any_name(r"^(backbone\.)?layer1\.0\.conv1\.weight$"):
         if any_name(r"\.mean_fixed$"):
             return "ssn"
@@ -133,7 +153,7 @@ def translate(source: str, name: str) -> tuple[str | None, str]:
             return None, reason
     if source == "mmdet":
         name = name.removeprefix("backbone.")
-    rules = _TORCHVISION
+    rules = BIT if source == "bit" else _TORCHVISION
     if source == "sn_detection":
         name = re.sub(r"^Conv_Body\.(conv_body\.)?|^Box_Head\.(?=res5\.)", "", name)
         rules = _DETECTRON_PYTORCH if "." in name else _BLOBS
@@ -148,6 +168,8 @@ def _expand(template: str, match: re.Match[str]) -> str:
     groups = match.groupdict()
     if "layer" in groups:  # torchvision counts stages from 1, detectron2 from 2
         groups["stage"] = str(int(groups["layer"]) + 1)
+    if "index" in groups:  # from 0
+        groups["stage"] = str(int(groups["index"]) + 2)
     if "letter" in groups:
         groups["k"] = str("abc".index(groups["letter"]) + 1)
     if "suffix" in groups:
@@ -225,6 +247,10 @@ _IGNORED_EVERYWHERE = (
     (r".*\.num_batches_tracked$", "a count of batches that loading does without"),
 )
 _IGNORED = {
+    "bit": (
+        (r"norm\.(weight|bias)$", "the norm before the classifier"),
+        (r"head\.fc\.(weight|bias)$", _CLASSIFIER),
+    ),
     "bcn": ((r".*\.estbn_moving_speed$", "the estimates' rate: a norm's `momentum` here"),),
     "mmdet": (
         (r"(neck|rpn_head|roi_head|bbox_head|mask_head|keypoint_head|rpn)\.", HEAD),

@@ -47,7 +47,7 @@ class Detector:
         """The model's input ``(3, H', W')`` of an image ``(H, W, 3)`` in ``image_format``."""
         inputs = T.AugInput(image)
         self.augmentations(inputs)
-        return torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        return torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
 
     def read(self, path: str) -> np.ndarray:
         """An image file as ``(H, W, 3)`` in ``image_format``, read as in training.

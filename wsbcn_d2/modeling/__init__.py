@@ -9,15 +9,25 @@ from .config import add_wsbcn_config
 from .inclusive_boxes import InclusiveBox2BoxTransform, InclusiveRCNN, use_inclusive_boxes
 from .lazy import use_norm
 from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
+from .resnetv2 import (
+    BiTConv2d,
+    PreActBottleneckBlock,
+    PreActStem,
+    build_ws_resnetv2_backbone,
+    build_ws_resnetv2_fpn_backbone,
+)
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
 from .stems import CeilPoolStem
 from .weight_standardization import WSConv2d, standardize_convs, standardized
 
 __all__ = [
+    "BiTConv2d",
     "CeilPoolStem",
     "InclusiveBox2BoxTransform",
     "InclusiveRCNN",
     "InstanceNorm2d",
+    "PreActBottleneckBlock",
+    "PreActStem",
     "WSConv2d",
     "WSFastRCNNConvFCHead",
     "WSMaskRCNNConvUpsampleHead",
@@ -25,6 +35,8 @@ __all__ = [
     "add_wsbcn_config",
     "build_ws_resnet_backbone",
     "build_ws_resnet_fpn_backbone",
+    "build_ws_resnetv2_backbone",
+    "build_ws_resnetv2_fpn_backbone",
     "build_ws_retinanet_resnet_fpn_backbone",
     "known_norms",
     "register_norms",

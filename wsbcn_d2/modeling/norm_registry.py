@@ -1,25 +1,41 @@
-"""This package's norms as names for detectron2's ``get_norm``."""
+"""The table of norms, and its names as choices of detectron2's ``get_norm``."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from detectron2.layers import batch_norm
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, batch_norm
+from detectron2.layers.batch_norm import LayerNorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..norms import (
+    BatchChannelNorm,
     BatchChannelNorm2d,
     BatchRenorm2d,
+    SparseSwitchNorm,
     SparseSwitchNorm2d,
+    SwitchNorm,
     SwitchNorm2d,
+    SyncSwitchNorm,
     SyncSwitchNorm2d,
     normalize,
 )
 
-__all__ = ["InstanceNorm2d", "build_norm", "known_norms", "register_norms", "unregister_norms"]
+__all__ = [
+    "NORMS",
+    "InstanceNorm2d",
+    "Norm",
+    "build_norm",
+    "known_norms",
+    "norm_name",
+    "register_norms",
+    "unregister_norms",
+]
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
@@ -39,25 +55,70 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         return normalize(input, rule, self.weight, self.bias)
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "SN": SwitchNorm2d,
-    "SyncSN": SyncSwitchNorm2d,
-    "SN_IN_LN": partial(SwitchNorm2d, statistics=("in", "ln")),
-    "SSN": SparseSwitchNorm2d,
-    "BCN": BatchChannelNorm2d,
-    "BatchBCN": partial(BatchChannelNorm2d, statistics="batch"),
-    "SyncBCN": partial(BatchChannelNorm2d, statistics="sync"),
-    "IN": InstanceNorm2d,
-    "BRN": BatchRenorm2d,
+class Norm(NamedTuple):
+    """A row of the table of norms: all that the project knows of one by its name.
+
+    Attributes:
+        build: makes one of so many channels; None where detectron2's ``get_norm`` does.
+        classes: a layer of one of these is this norm, if it also has the values that ``build`` as a
+            ``partial`` sets; empty for another name of a norm in the table.
+        family: norms of one family share their parameters and, in evaluation, their arithmetic.
+        statistics: what they are taken over in training: a ``"sample"``, the batch of a
+            ``"process"``, that of all ``"ranks"``, or past batches (``"estimates"``).
+    """
+
+    build: Callable[[int], nn.Module] | None
+    classes: tuple[type[nn.Module], ...]
+    family: str
+    statistics: str
+
+    def settings(self) -> dict[str, Any]:
+        """What tells this norm from others of its classes, by attribute."""
+        return self.build.keywords if isinstance(self.build, partial) else {}
+
+
+_SN_IN_LN = partial(SwitchNorm2d, statistics=("in", "ln"))
+_BATCH_BCN = partial(BatchChannelNorm2d, statistics="batch")
+_SYNC_BCN = partial(BatchChannelNorm2d, statistics="sync")
+
+NORMS: dict[str, Norm] = {
+    "SN": Norm(SwitchNorm2d, (SwitchNorm,), "SN", "process"),
+    "SyncSN": Norm(SyncSwitchNorm2d, (SyncSwitchNorm,), "SN", "ranks"),
+    "SN_IN_LN": Norm(_SN_IN_LN, (SwitchNorm,), "SN_IN_LN", "sample"),
+    "SSN": Norm(SparseSwitchNorm2d, (SparseSwitchNorm,), "SSN", "process"),
+    "BCN": Norm(BatchChannelNorm2d, (BatchChannelNorm,), "BCN", "estimates"),
+    "BatchBCN": Norm(_BATCH_BCN, (BatchChannelNorm,), "BCN", "process"),
+    "SyncBCN": Norm(_SYNC_BCN, (BatchChannelNorm,), "BCN", "ranks"),
+    "IN": Norm(InstanceNorm2d, (_InstanceNorm,), "IN", "sample"),
+    "BRN": Norm(BatchRenorm2d, (BatchRenorm2d,), "BN", "estimates"),
+    # The keys of the dictionary inside detectron2's get_norm, which shows them to nobody.
+    "BN": Norm(None, (_BatchNorm,), "BN", "process"),
+    "SyncBN": Norm(None, (nn.SyncBatchNorm, NaiveSyncBatchNorm), "BN", "ranks"),
+    "FrozenBN": Norm(None, (FrozenBatchNorm2d,), "BN", "estimates"),
+    "GN": Norm(None, (nn.GroupNorm,), "GN", "sample"),
+    "nnSyncBN": Norm(None, (), "BN", "ranks"),
+    "naiveSyncBN": Norm(None, (), "BN", "ranks"),
+    "naiveSyncBN_N": Norm(None, (), "BN", "ranks"),
+    "LN": Norm(None, (nn.LayerNorm, LayerNorm), "LN", "sample"),
 }
-# The keys of the dictionary inside detectron2's get_norm, which shows them to nobody.
-_STOCK = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _STOCK_ATTRIBUTE = "_wsbcn_d2_stock"
 
 
 def known_norms() -> tuple[str, ...]:
     """All names that ``get_norm`` takes after `register_norms`, besides "" for no norm."""
-    return (*_NORMS, *_STOCK)
+    return tuple(NORMS)
+
+
+def norm_name(module: nn.Module) -> str | None:
+    """The name of a norm layer in `NORMS`; None for a module that is no norm."""
+    # The most special class decides: SN derives from InstanceNorm, BCN from GroupNorm.
+    for cls in type(module).__mro__:
+        names = [name for name, norm in NORMS.items() if cls in norm.classes]
+        for name in sorted(names, key=lambda name: -len(NORMS[name].settings())):
+            wanted = NORMS[name].settings().items()
+            if all(getattr(module, key) == value for key, value in wanted):
+                return name
+    return None
 
 
 def register_norms() -> None:
@@ -98,17 +159,23 @@ def _get_norm(norm: Any, out_channels: int) -> Any:
 
 
 def build_norm(norm: Any, out_channels: int) -> nn.Module | None:
-    """``get_norm`` with this package's names: a norm of ``out_channels``, or None for "".
+    """``get_norm`` with this package's names.
+
+    Args:
+        norm: a name, or a callable that takes the number of channels; "" for none.
+        out_channels: of the norm.
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
     """
-    if isinstance(norm, str) and norm in _NORMS:
-        return _NORMS[norm](out_channels)
-    if isinstance(norm, str) and norm and norm not in _STOCK:
-        raise ValueError(
-            f"unknown norm {norm!r}; known: {', '.join(sorted(known_norms()))}, '' for none, or a "
-            "callable that takes the number of channels"
-        )
+    if isinstance(norm, str) and norm:
+        if norm not in NORMS:
+            raise ValueError(
+                f"unknown norm {norm!r}; known: {', '.join(sorted(NORMS))}, '' for none, or a "
+                "callable that takes the number of channels"
+            )
+        build = NORMS[norm].build
+        if build is not None:
+            return build(out_channels)
     stock = getattr(batch_norm.get_norm, _STOCK_ATTRIBUTE, batch_norm.get_norm)
     return stock(norm, out_channels)

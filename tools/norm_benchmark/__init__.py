@@ -1,0 +1,1 @@
+"""What tools/benchmark_norms.py times, and how."""
