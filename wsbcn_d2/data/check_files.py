@@ -15,19 +15,19 @@ from .read_image import is_16_bit
 
 __all__ = ["check_files"]
 
-_SAMPLE = 16
+_EXAMPLES = 4
 
 
 def check_files(images: Sequence[dict[str, Any]], image_root: str, needs: Needs) -> list[Finding]:
     """What is wrong with the image files.
 
     A folder is listed once, as asking for each file would take minutes on a network file system.
-    Sixteen images, spread over the dataset, are decoded.
+    A sample of images, spread over the dataset, is decoded.
 
     Args:
         images: of the dataset, with ``id``, ``file_name`` and perhaps ``width`` and ``height``.
         image_root: the folder that file names are relative to.
-        needs: training errors are warnings with ``skip_bad``.
+        needs: training errors are warnings with ``skip_bad``; ``sample`` is how many to decode.
     """
     if image_root and "://" not in image_root and not os.path.isdir(image_root):
         return [Finding("error", f"no folder {os.path.abspath(image_root)} of images")]
@@ -47,15 +47,18 @@ def check_files(images: Sequence[dict[str, Any]], image_root: str, needs: Needs)
         )
     gone = set(missing)
     there = [i for i in range(len(images)) if i not in gone]
-    step = max(1, len(there) // _SAMPLE)
-    sample = there[::step][:_SAMPLE]
+    wanted = needs.sample or len(there)
+    step = max(1, len(there) // max(1, wanted))
+    sample = there[::step][:wanted]
     unreadable: list[str] = []
+    bad: list[int] = []
     deep: list[int] = []
     brightest = 0
     for i in sample:
         fault, bright = _look(paths[i], images[i])
         if fault:
             unreadable.append(f"{paths[i]} (image id {images[i]['id']}): {fault}")
+            bad.append(i)
         elif bright is not None:
             deep.append(i)
             brightest = max(brightest, bright)
@@ -65,6 +68,7 @@ def check_files(images: Sequence[dict[str, Any]], image_root: str, needs: Needs)
                 severity,
                 f"{len(unreadable)} of {len(sample)} sampled images cannot be used; the first: "
                 f"{unreadable[0]}",
+                [images[i] for i in bad[:_EXAMPLES]],
             )
         )
     if deep:
@@ -75,6 +79,7 @@ def check_files(images: Sequence[dict[str, Any]], image_root: str, needs: Needs)
                 f"{first_few(images[i]['id'] for i in deep)}): they are scaled to 8 bits by "
                 f"255/65535; their largest value is {brightest}"
                 + (", so they will be dark: scale the files" if brightest < 2**14 else ""),
+                [images[i] for i in deep[:_EXAMPLES]],
             )
         )
     return findings

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _MIN_POLYGON = 6  # numbers: three points
+_EXAMPLES = 4
 # COCO's own boxes reach beyond their images by fractions of a pixel.
 _BOX_TOLERANCE = 1.0
 
@@ -64,6 +65,7 @@ def apply_rules(entries: Sequence[Any], rules: Sequence[Rule], noun: str) -> lis
         Finding(
             rules[number].severity,
             f"{len(found)} of {len(entries)} {noun} {rules[number].what} ({_ids(found)})",
+            found[:_EXAMPLES],
         )
         for number, found in sorted(broken.items())
     ]

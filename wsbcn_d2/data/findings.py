@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,10 +19,12 @@ class Finding:
         severity: ``"error"`` where a run would fail or learn from wrong labels, ``"warning"``
             where it can go on, with less data or other pixels than meant.
         message: what, how many, and the first ids.
+        examples: entries of the file that show it, the first few; empty where none does.
     """
 
     severity: Severity
     message: str
+    examples: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Needs:
         min_keypoints: visible ones that an image needs to be trained on.
         skip_bad: whether training goes on without the images that cannot be read.
         coco_evaluation: whether pycocotools evaluates on the annotations.
+        sample: images that are decoded, spread over the dataset; 0: all.
     """
 
     training: bool = True
@@ -53,6 +56,7 @@ class Needs:
     min_keypoints: int = 0
     skip_bad: bool = False
     coco_evaluation: bool = False
+    sample: int = 16
 
 
 @dataclass

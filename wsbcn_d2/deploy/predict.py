@@ -202,5 +202,7 @@ def draw(
         for number, thing in zip(numbers, objects, strict=True)
     ]
     width = max(1, round(max(image.shape) / 500))
-    canvas = draw_bounding_boxes(canvas, boxes, labels, colors, width=width)
+    canvas = draw_bounding_boxes(
+        canvas, boxes, labels, colors, width=width, label_colors="white", fill_labels=True
+    )
     return canvas.permute(1, 2, 0).numpy()
