@@ -26,6 +26,10 @@ examples:
     $ python tools/convert_weights.py model.pth-100 resnet50_sn.pth --source sn --minibatch 32 \\
         --batch-average-count 200
 
+  a whole detector of mmdetection, for an evaluation
+    $ python tools/convert_weights.py mask_rcnn_r50_fpn_gn_ws-all_2x_coco_20200226-16acb762.pth \\
+        mask_rcnn.pth
+
 then
     $ python train_net.py --config-file … train.init_checkpoint=resnet50_sn.pth
 """

@@ -35,8 +35,6 @@ from tests.checkpoint.published_detectors import (
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint import WSBCNCheckpointer, convert_state, convert_weights
 from wsbcn_d2.data import digits
-from wsbcn_d2.modeling import use_norm
-from wsbcn_d2.norms import SwitchNorm2d
 
 GN = partial(nn.GroupNorm, 32)
 MMDETECTION = {"source": "mmdet", "ws": True}
@@ -56,11 +54,9 @@ def image():
     return pil_to_tensor(Image.open(path).convert("RGB").resize((224, 160))).double()
 
 
-def model_of(recipe, norm=None):
+def model_of(recipe):
     """A recipe's model, as narrow as `Detector`; whatever is not loaded into it shows."""
     model = recipes.get_config(recipe).model
-    if norm is not None:
-        use_norm(model, norm)
     norm = model.backbone.bottom_up.stem.norm
     model.backbone.bottom_up.stages = [
         L(ResNet.make_stage)(
@@ -165,6 +161,25 @@ def theirs_names(path):
     return torch.load(path)["state_dict"]
 
 
+def test_mmdetections_config_in_the_file_is_read(gn_ws):
+    # As mmengine writes it.
+    config = """conv_cfg = dict(type='ConvWS')
+        data_preprocessor=dict(
+            bgr_to_rgb=False,
+            mean=[
+                103.53,
+                116.28,
+                123.675,
+            ],
+            std=[1.0, 1.0, 1.0]),
+        roi_layer=dict(output_size=7, sampling_ratio=2, type='RoIAlign', aligned=False)"""
+    state = theirs_names(gn_ws[1])
+    made = convert_state(state, {"meta": {"cfg": config}}, source="mmdet").pretraining
+    assert made.ws and made.input_format == "BGR" and made.pixel_std == (1, 1, 1)
+    assert made.pixel_mean == (103.53, 116.28, 123.675)
+    assert (made.roi_sampling, made.roi_align, made.boxes) == (2, "ROIAlign", "exclusive")
+
+
 def test_only_the_backbone_on_request(gn_ws):
     conversion = convert_state(theirs_names(gn_ws[1]), backbone_only=True, **MMDETECTION)
     assert not conversion.detector and "stem.conv1.weight" in conversion.state
@@ -186,17 +201,14 @@ def sn():
     return Detector(ReleasedSN, background_first=True, inclusive=True, aligned=False, sampling=2)
 
 
-def unbiased_model(recipe="finetune/mask_rcnn_r50_fpn_sn_2x"):
-    return model_of(recipe, partial(SwitchNorm2d, unbiased=True))
-
-
 def test_sn_of_detectron_pytorch_is_evaluated_as_there(sn, image, tmp_path, caplog):
     path = tmp_path / "e2e_mask_rcnn_R-50-FPN_2x_sn.pth"
     torch.save({"model": detectron_pytorch(sn), "step": 9}, path)
-    ours = unbiased_model()
+    ours = model_of("finetune/mask_rcnn_r50_fpn_sn_2x")
     conversion = loaded(ours, path, tmp_path)
     assert conversion.pretraining.source == "sn_detection"
     assert "roi_align: 'ROIAlign' in the checkpoint, 'ROIAlignV2' in the model" in caplog.text
+    assert "unbiased: True in the checkpoint, False in the model" in caplog.text
     assert "boxes: 'inclusive' in the checkpoint, 'exclusive' in the model" in caplog.text
     assert "DIFFERS" not in caplog.text
     assert_same_heads(sn, ours, image)
@@ -205,7 +217,7 @@ def test_sn_of_detectron_pytorch_is_evaluated_as_there(sn, image, tmp_path, capl
 
 def test_a_training_from_it_is_warned_and_its_model_stays(sn, tmp_path, caplog):
     torch.save({"model": detectron_pytorch(sn)}, tmp_path / "sn.pth")
-    ours = unbiased_model()
+    ours = model_of("finetune/mask_rcnn_r50_fpn_sn_2x")
     convert_weights(tmp_path / "sn.pth", tmp_path / "converted.pth")
     WSBCNCheckpointer(ours).load(str(tmp_path / "converted.pth"))
     assert "DIFFERS" in caplog.text and "roi_sampling: 2 in the checkpoint" in caplog.text

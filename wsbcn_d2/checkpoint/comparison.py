@@ -16,6 +16,7 @@ from torch import nn
 
 from ..modeling.norm_registry import NORMS
 from ..norms import WSConvMixin
+from ..norms.switchable_norm import SwitchNorm
 from .norm_kinds import describe_norms, infer_norms, match_names, same_kind
 
 __all__ = [
@@ -31,6 +32,7 @@ _SHOWN = 3
 # What weights depend on besides norms, and where it is set.
 _SETTINGS = {
     "ws_eps_mode": "ws_eps_mode=… of `standardized`, MODEL.WSBCN.EPS_MODE",
+    "unbiased": "unbiased=… of SwitchNorm2d: functools.partial(SwitchNorm2d, unbiased=True)",
     "stride_in_1x1": "stride_in_1x1 of the bottlenecks, MODEL.RESNETS.STRIDE_IN_1X1",
     "stem_pool": "'ceil' is wsbcn_d2.modeling.CeilPoolStem, 'padded' detectron2's BasicStem",
     "input_format": "model.input_format, INPUT.FORMAT",
@@ -51,9 +53,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """The record that `WSBCNCheckpointer` saves beside the weights, as plain data.
 
     Returns:
-        `describe_norms`, and those of ``ws_eps_mode``, ``stride_in_1x1``, ``stem_pool``,
-        ``input_format``, ``pixel_mean``, ``pixel_std``, ``box_weights``, ``roi_align``,
-        ``roi_sampling`` and ``boxes`` that the model has one value of.
+        `describe_norms`, and those of ``ws_eps_mode``, ``unbiased``, ``stride_in_1x1``,
+        ``stem_pool``, ``input_format``, ``pixel_mean``, ``pixel_std``, ``box_weights``,
+        ``roi_align``, ``roi_sampling`` and ``boxes`` that the model has one value of.
     """
     settings = {key: values[0] for key, values in _settings(model).items() if len(values) == 1}
     return {**describe_norms(model), **settings}
@@ -65,6 +67,8 @@ def _settings(model: nn.Module) -> dict[str, list[Any]]:
     for module in model.modules():
         if isinstance(module, WSConvMixin):
             found["ws_eps_mode"].add(module.eps_mode)
+        if isinstance(module, SwitchNorm):
+            found["unbiased"].add(module.unbiased)
         if isinstance(module, BottleneckBlock) and module.stride > 1:
             found["stride_in_1x1"].add(module.conv1.stride != (1, 1))
         if isinstance(module, ROIPooler):

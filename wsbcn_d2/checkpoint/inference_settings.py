@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import nn
 
 from ..modeling.inclusive_boxes import use_inclusive_boxes
+from ..norms.switchable_norm import SwitchNorm
 
 __all__ = ["take_inference_settings"]
 
@@ -21,7 +22,8 @@ def take_inference_settings(pretraining: Mapping[str, Any], model: nn.Module) ->
 
     Args:
         pretraining: of a converted detector, with ``roi_align``, ``roi_sampling``, ``box_weights``,
-            ``boxes``, and ``pixel_mean`` and ``pixel_std`` in the order of ``input_format``.
+            ``boxes``, ``unbiased``, and ``pixel_mean`` and ``pixel_std`` in the order of
+            ``input_format``.
         model: a Faster or Mask R-CNN.
     """
     for module in model.modules():
@@ -30,6 +32,8 @@ def take_inference_settings(pretraining: Mapping[str, Any], model: nn.Module) ->
                 if isinstance(pooler, ROIAlign):
                     pooler.aligned = pretraining["roi_align"] == "ROIAlignV2"
                     pooler.sampling_ratio = pretraining["roi_sampling"]
+        if isinstance(module, SwitchNorm):
+            module.unbiased = pretraining["unbiased"]
         if isinstance(module, FastRCNNOutputLayers):
             module.box2box_transform.weights = tuple(pretraining["box_weights"])
     if pretraining["boxes"] == "inclusive":

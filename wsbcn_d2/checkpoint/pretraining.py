@@ -148,12 +148,12 @@ def describe_pretraining(
         pixel_mean=known.pixel_mean,
         pixel_std=known.pixel_std,
     )
-    config = _saved_config(around) if source == "mmdet" else ""
-    if config:
-        notes.append("stride and input are from the config in the file")
-        _read_config(made, config)
     if detector:
         _describe_detector(made, state)
+    config = _saved_config(around) if source == "mmdet" else ""
+    if config:
+        notes.append("stride, input and pooling are from the config in the file")
+        _read_config(made, config)
     if "ws" not in told:
         made.ws = _standardized(known.ws, norm, config, file_name, notes)
     if "minibatch" not in told:
@@ -193,10 +193,18 @@ def _read_config(made: Pretraining, config: str) -> None:
     if to_rgb in ("False", "false"):
         made.input_format = "BGR"
     for name in ("mean", "std"):
-        numbers = value(name, r"\[([\d., ]+)\]")
+        numbers = value(name, r"\[([\d.,\s]+)\]")
         if numbers is not None:
             pixel = tuple(float(number) for number in numbers.split(",") if number.strip())
             setattr(made, f"pixel_{name}", pixel)
+    if made.roi_align is None:
+        return
+    # sample_num until mmdetection 2.2; RoIAlign subtracts half a pixel unless it is told not to.
+    sampling = value("sampling_ratio", r"(\d+)") or value("sample_num", r"(\d+)")
+    if sampling is not None:
+        made.roi_sampling = int(sampling)
+    if value("aligned", r"(\w+)") == "False":
+        made.roi_align = "ROIAlign"
 
 
 def _standardized(
