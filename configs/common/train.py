@@ -17,8 +17,8 @@ train = dict(
     # For another total_batch_size than the recipe was made for: multiplies the learning rate by
     # total_batch_size / reference_batch_size and the warm-up's iterations by the inverse.
     scale_lr=dict(enabled=False, reference_batch_size=16),
-    # Running statistics and BCN's estimates move once a micro-batch; corrected, they take as many
-    # images under accumulation to forget as without.
+    # Rescales the momentum of running statistics and BCN's estimates, which are updated once per
+    # micro-batch, so that their averaging horizon, in images, does not depend on accumulation.
     correct_momentum=False,
     # Order, augmentations and samplings follow from the seed and the recipe alone: a resumed run is
     # the run that was never interrupted. False: detectron2's own loader and random numbers.

@@ -1,4 +1,4 @@
-"""detectron2's checkpointer, which also knows about norms and never leaves half a file."""
+"""detectron2's checkpointer, with comparison of norms and atomic writing."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         return bool(self.get_checkpoint_file()) or super().has_checkpoint()
 
     def get_checkpoint_file(self) -> str:
-        """The newest checkpoint in the folder, not looked into; "" if there is none."""
+        """The newest checkpoint in the folder, which is not opened; "" if there is none."""
         if "://" in self.save_dir:
             return super().get_checkpoint_file()
         return next(iter(resumable_checkpoints(self.save_dir)), "")
@@ -175,14 +175,17 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         return ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from `find_loadable`, or load the weights of ``path`` where there is nothing.
+        """Resume from `find_loadable`, or load the weights of ``path`` if there is none.
 
-        Also removes what a killed process has left of a file that it was writing. With several
-        processes all must call it.
+        It also removes partial files that a killed process left. All ranks must call it.
+
+        Args:
+            path: weights to start from; "" for none.
+            resume: whether to look for a checkpoint in the output folder first.
 
         Raises:
-            CheckpointError: ``resume``, and all checkpoints are damaged: this is no new run; or as
-                `load`.
+            CheckpointError: as `load`; or all checkpoints to resume from are damaged, as starting
+                anew is not what was asked for.
         """
         if self.save_to_disk:
             self._remove_leftovers()
@@ -213,6 +216,10 @@ class WSBCNCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint, as detectron2 does, and compare its model with this one.
+
+        Args:
+            path: path or URL; "" loads nothing.
+            checkpointables: names of those to load besides the model; None for all.
 
         Raises:
             CheckpointError: the file is not there, cannot be downloaded or read, or has no

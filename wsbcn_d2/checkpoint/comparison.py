@@ -240,7 +240,15 @@ def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
 
 
 def compare_parameters(state: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Tensors that only one side has, or in another shape; a line each kind, for a resume."""
+    """The tensors that only one side has, or that differ in shape; for a resume.
+
+    Args:
+        state: state dict of the checkpoint.
+        model: the model that is to load it.
+
+    Returns:
+        one line for each kind of difference.
+    """
     ours = model.state_dict()
     lines = [
         f"{len(keys)} tensor(s) {where}: {shown(keys)}"

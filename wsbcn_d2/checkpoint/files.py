@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, what a full disk has to say, and damaged archives."""
+"""Atomic writing of files, errors of full disks, and detection of damaged archives."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["disk_error", "find_damage", "replacing", "root_os_error"]
 
 @contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
-    """Write ``path`` through ``<path>.tmp``, so that a reader sees the old file or the new one.
+    """Replace a file atomically: a reader sees the old file or the new one.
 
-    The new file is on the disk, not only in the system's cache, before it takes the old one's
-    place, and its name is on the disk too when the block ends: that holds through a loss of power.
-    When the block fails, the old file is as it was and the temporary one is gone; only a killed
-    process leaves that behind.
+    The new file is written to ``<path>.tmp`` and flushed to disk before it is renamed, and so is
+    its directory entry when the block ends, so that it survives a loss of power. When the block
+    raises, the old file is unchanged and the temporary one is removed; only a killed process
+    leaves it behind.
     """
     temporary = f"{path}.tmp"
     try:
@@ -42,10 +42,10 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
 
 
 def find_damage(path: str) -> str:
-    """What is wrong with the zip archive at ``path``, such as a checkpoint; "" if nothing is.
+    """Describe the damage to a zip archive, such as a checkpoint; "" if there is none.
 
-    Reads all of it. Every record carries a CRC-32, which ``torch.save`` writes and ``torch.load``
-    does not look at: bits that flipped in a weight would load as another weight.
+    Reads the whole file. Every record has a CRC-32, which ``torch.save`` writes and ``torch.load``
+    does not check: flipped bits in a weight would load as another weight.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -57,14 +57,19 @@ def find_damage(path: str) -> str:
 
 
 def root_os_error(error: BaseException | None) -> OSError | None:
-    """The ``OSError`` that ``error`` is or came from, as torch hides it behind one of its own."""
+    """The ``OSError`` that caused an error, which torch raises as one of its own; None if none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def disk_error(path: str, error: OSError) -> str:
-    """What failed at which path, how much room there is, and what to do; two lines."""
+    """The message for a file that cannot be written, with the free space and what to do.
+
+    Args:
+        path: of the file.
+        error: raised when it was written.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     try:
         usage = shutil.disk_usage(folder)

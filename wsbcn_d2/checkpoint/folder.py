@@ -1,4 +1,4 @@
-"""The checkpoints in a run's folder, and which of them a run resumes from."""
+"""The checkpoints in a run's folder, and the order in which a resume tries them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["numbered_checkpoints", "resumable_checkpoints", "tagged_checkpoint"]
 
 
 def resumable_checkpoints(folder: str) -> list[str]:
-    """Files that a run may resume from, the best first; not looked into."""
+    """Files that a run may resume from, the best first. They are not opened."""
     age = {}  # (time of writing, iteration) by path
     for path, iteration in numbered_checkpoints(folder).items():
         # An evaluation may look while the training deletes an old one.
@@ -31,7 +31,7 @@ def resumable_checkpoints(folder: str) -> list[str]:
 
 
 def tagged_checkpoint(folder: str) -> str:
-    """The file that last_checkpoint names, there or not; "" if it names none."""
+    """Path of the file named in last_checkpoint, which need not exist; "" if it names none."""
     try:
         name = Path(folder, "last_checkpoint").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -41,7 +41,7 @@ def tagged_checkpoint(folder: str) -> str:
 
 
 def numbered_checkpoints(folder: str) -> dict[str, float]:
-    """Iteration by path of the model_… files, infinity for model_final.pth."""
+    """Iterations of the ``model_….pth`` files by path; infinity for ``model_final.pth``."""
     if "://" in folder or not os.path.isdir(folder):
         return {}
     numbered = {}

@@ -42,11 +42,11 @@ def describe_norms(model: nn.Module) -> dict[str, Any]:
 
 
 def infer_norms(state: Mapping[str, Any]) -> dict[str, str]:
-    """Kinds of the norm layers in a state dict that says nothing of them, from its key names.
+    """Infer the kinds of the norm layers in a state dict from the names of its keys.
 
     Returns:
-        kind by module name. A layer with an affine pair only is "GN, LN or IN". Whether
-        convolutions were standardized cannot be seen.
+        kind by module name. A layer with nothing but an affine pair is "GN, LN or IN". Weight
+        standardization cannot be inferred.
     """
     fields: dict[str, set[str]] = {}
     for key in state:
@@ -76,7 +76,15 @@ def _caffe2_norms(keys: Iterable[str]) -> dict[str, str]:
 
 
 def match_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
-    """Their name → our name, where equal or where ours only has a prefix more."""
+    """Match module names that are equal, or where ours has an additional prefix.
+
+    Args:
+        theirs: names in the checkpoint.
+        ours: names in the model.
+
+    Returns:
+        our name by theirs; names without a unique match are left out.
+    """
     ours = list(ours)
     known = set(ours)
     matched: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Running statistics of SN's batch-average mode, which its released code leaves as sums."""
+"""Running statistics of SN's batch-average mode, which the released code stores as sums."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _DEAD = 1e-3
 def finish_batch_average(
     norms: Mapping[str, dict[str, Tensor]], convs: Mapping[str, Tensor], count: int | None
 ) -> dict[str, str]:
-    """Turn sums over ``count`` mini-batches into averages, in place, or make sure there are none.
+    """Turn sums over mini-batches into averages, in place, or check that there are none.
 
     The release sums the batch means into ``running_mean`` and mean² + variance into
     ``running_var``; SwitchNorm_Detection into ``batch_mean`` and ``batch_var``.
 
     Args:
-        norms: the norms' fields, by detectron2's name; accumulators are taken out.
-        convs: the convolutions' weights.
-        count: K; None: the statistics are averages already.
+        norms: tensors of each norm, by detectron2's name; accumulators are removed.
+        convs: weights of the convolutions.
+        count: number of mini-batches (K); None if the statistics are averages already.
 
     Returns:
-        for each tensor that was not simply kept: what it became, or "" where it is not used.
+        new name of each tensor that was renamed; "" if it is not used.
 
     Raises:
         ValueError: they are sums and ``count`` is None, or not what ``count`` would give.
     """
     if count is not None and count < 1:
         raise ValueError(f"batch_average_count ({count}) must be at least 1")
-    fates: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     switchable = {name: f for name, f in norms.items() if "mean_weight" in f and "running_var" in f}
     if count is not None and not switchable:
         raise ValueError(
             f"batch_average_count ({count}) was given, but no norm is an SN with batch statistics"
         )
     for name, fields in switchable.items():
-        accumulated = _take_accumulators(name, fields, count, fates)
+        accumulated = _take_accumulators(name, fields, count, renamed)
         if not accumulated and not fields["running_var"].any():
             raise ValueError(
                 f"{name}.running_var is all 0: these running statistics were never filled (the "
@@ -53,11 +53,11 @@ def finish_batch_average(
         if count is not None:
             _divide(name, fields, count)
     _check_stem(norms.get(f"{_STEM}.norm", {}), convs.get(f"{_STEM}.weight"))
-    return fates
+    return renamed
 
 
 def _take_accumulators(
-    name: str, fields: dict[str, Tensor], count: int | None, fates: dict[str, str]
+    name: str, fields: dict[str, Tensor], count: int | None, renamed: dict[str, str]
 ) -> bool:
     """SwitchNorm_Detection's. Whether they have become the running statistics."""
     used = False
@@ -65,10 +65,10 @@ def _take_accumulators(
         sums = fields.pop(f"batch_{what}", None)
         if sums is None:
             continue
-        fates[f"{name}.batch_{what}"] = ""
+        renamed[f"{name}.batch_{what}"] = ""
         if sums.any() and count is not None:
             fields[f"running_{what}"] = sums
-            fates |= {
+            renamed |= {
                 f"{name}.batch_{what}": f"{name}.running_{what}",
                 f"{name}.running_{what}": "",
             }

@@ -1,4 +1,4 @@
-"""The batch of an optimizer step: how processes carry it out, and what depends on its size."""
+"""The batch of an optimizer step: how processes share it, and what depends on its size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BatchPlan:
 
     @property
     def steps(self) -> int:
-        """Micro-batches that each process accumulates in an optimizer step."""
+        """Number of micro-batches that each process accumulates in an optimizer step."""
         return self.total // max(self.images_per_gpu * self.world_size, 1) or 1
 
     def __str__(self) -> str:
@@ -44,16 +44,17 @@ def plan_batch(
     world_size: int,
     names: tuple[str, str] = ("total_batch_size", "images_per_gpu"),
 ) -> BatchPlan:
-    """Share a batch out.
+    """Divide a batch among processes and micro-batches.
 
     Args:
-        total: images of an optimizer step, over all processes.
-        images_per_gpu: images of a micro-batch; 0 for as many as need no accumulation.
-        world_size: processes.
-        names: of the first two in the config, for the message.
+        total: images in an optimizer step, over all processes.
+        images_per_gpu: images in a micro-batch; 0 divides ``total`` by the number of processes, so
+            that nothing is accumulated.
+        world_size: number of processes.
+        names: config keys of the first two, for error messages.
 
     Raises:
-        ConfigError: it cannot be shared out equally; the message has the nearest settings.
+        ConfigError: the batch cannot be divided equally; the message names the nearest settings.
     """
     if total > 0 and images_per_gpu == 0 and total % world_size == 0:
         return BatchPlan(total, total // world_size, world_size)
@@ -88,9 +89,14 @@ def _divisors_near(number: int, value: int) -> list[int]:
 
 
 def scale_learning_rate(optimizer: torch.optim.Optimizer, total: int, reference: int) -> None:
-    """The linear rule: every group's learning rate times ``total`` / ``reference``, logged.
+    """Multiply the learning rate of every group by ``total`` / ``reference`` (the linear rule).
 
-    To be called before a scheduler is made for the optimizer.
+    To be called before a scheduler is built for the optimizer.
+
+    Args:
+        optimizer: its ``param_groups`` are changed in place.
+        total: images in an optimizer step.
+        reference: images in an optimizer step for which the learning rate was chosen.
     """
     for i, group in enumerate(optimizer.param_groups):
         before = group["lr"]
@@ -102,18 +108,19 @@ def scale_learning_rate(optimizer: torch.optim.Optimizer, total: int, reference:
 
 
 def correct_momentum(model: nn.Module, steps: int) -> int:
-    """Slow the running statistics of ``model`` down to their pace at one forward a step.
+    """Rescale momentum so that the averaging horizon, in images, does not depend on accumulation.
 
-    They move once a micro-batch. With a share of 1 − (1 − momentum)^(1 / steps) of the new value,
-    ``steps`` micro-batches together leave (1 − momentum) of the old one, as one forward does: the
-    horizon in images stays the same.
+    Running statistics are updated once per micro-batch. With a momentum of
+    1 − (1 − momentum)^(1 / steps), ``steps`` updates leave a share of (1 − momentum) of the old
+    value, as a single update without accumulation does.
 
     Args:
-        model: its BatchNorms, SN and BCN layers are changed; a ``momentum`` of None stays.
-        steps: accumulated micro-batches.
+        model: its BatchNorm, SN and BCN layers are changed in place, except those with a
+            ``momentum`` of None.
+        steps: number of accumulated micro-batches.
 
     Returns:
-        how many layers were changed.
+        the number of layers that were changed.
     """
     # BCN's inner layer takes its momentum from the outer one.
     inner = {m.bn for m in model.modules() if isinstance(m, BatchChannelNorm)}

@@ -1,4 +1,4 @@
-"""One set of running statistics for all ranks."""
+"""Averaging running statistics over the ranks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ _COUNTER = "num_batches_tracked"
 def average_buffers(model: nn.Module) -> int:
     """Average the running means and variances of ``model`` over the ranks, in place.
 
-    detectron2 trains with ``broadcast_buffers=False``, so each rank follows its own images: each
-    would evaluate a slightly different model, and the checkpoint would hold rank 0's. Counters of
-    batches, which differ where ranks had empty ones, become the largest. The other buffers
-    (anchors, fixed flags) are left alone.
+    detectron2 trains with ``broadcast_buffers=False``, so the running statistics of a rank depend
+    on its own images only: each rank would evaluate a slightly different model, and a checkpoint
+    would hold those of rank 0. Counters of batches, which differ where some ranks had empty
+    batches, are set to their maximum. Other buffers (anchors, flags) are left alone.
 
-    Every rank must call it: one ``all_reduce`` of all means and variances, one of all counters.
-    Buffers that agree keep their values to the last bit. With one process it does nothing.
+    All ranks must call it: it takes one ``all_reduce`` for all means and variances and one for all
+    counters. Buffers that are equal on all ranks keep their exact values. With a single process it
+    does nothing.
 
     Returns:
-        how many means and variances were averaged.
+        the number of means and variances that were averaged.
     """
     world_size = comm.get_world_size()
     if world_size == 1:

@@ -1,4 +1,4 @@
-"""What is wrong with a run, found before any process is started for it."""
+"""Checks of a run, before any process is started for it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DATASET_PATHS = (
 
 
 def check_config(config: RunConfig, args: argparse.Namespace) -> None:
-    """Find what is wrong with a run's config, the files that it names, and its place on disk.
+    """Check a run's config, the files that it names, and its output folder.
 
     Args:
-        config: of the run, whose options are already known to be allowed.
+        config: of the run. Its options have been checked by `read_config`.
         args: ``eval_only`` and ``resume`` are read.
 
     Raises:
@@ -154,7 +154,7 @@ def _check_resume(config: RunConfig, path: str) -> None:
 
 
 def check_data(config: RunConfig, args: argparse.Namespace) -> None:
-    """Have the task look the run's datasets over, once, on rank 0.
+    """Run the task's check of the datasets once, on rank 0.
 
     The process that starts the others calls it; where torchrun or several machines start them, all
     of them do.
@@ -165,7 +165,7 @@ def check_data(config: RunConfig, args: argparse.Namespace) -> None:
 
     Raises:
         UserError: the run would fail on its data or learn from wrong labels.
-        SystemExit: the same, on the other ranks under torchrun, so that it is told once.
+        SystemExit: the same, on the other ranks under torchrun, so that there is one message.
     """
     message = ""
     if comm.is_main_process():

@@ -1,4 +1,4 @@
-"""What a config said when a checkpoint was written, and how the config of a resumed run differs."""
+"""The config under which a checkpoint was written, compared with that of a resumed run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LONGEST = 60
 
 
 def flatten_config(cfg: CfgNode | DictConfig) -> dict[str, str]:
-    """A config's leaves as text by key, such as ``{"optimizer.lr": "0.02"}``.
+    """The leaves of a config as text, by key: ``{"optimizer.lr": "0.02", …}``.
 
-    Without what makes no difference to the training, such as the output folder: the checkpoints of
-    two equal runs are equal.
+    Keys that do not affect the training, such as the output folder, are left out, so that equal
+    runs have equal checkpoints.
     """
     found: dict[str, str] = {}
     _flatten(cfg, "", found)
@@ -50,7 +50,15 @@ def _flatten(node: Any, key: str, found: dict[str, str]) -> None:
 
 
 def config_changes(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Old and new value by key, where they differ; "(none)" where there is none."""
+    """The values that differ between two configs.
+
+    Args:
+        old: the checkpoint's, from `flatten_config`.
+        new: the run's.
+
+    Returns:
+        old and new value by key; "(none)" where one of them lacks the key.
+    """
     keys = dict.fromkeys([*old, *new])
     pairs = {key: (old.get(key, "(none)"), new.get(key, "(none)")) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
@@ -59,11 +67,11 @@ def config_changes(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, 
 def describe_changes(
     changes: Mapping[str, tuple[str, str]], new_hyperparameters: bool
 ) -> list[str]:
-    """A line for each change: both values, and whether the new one takes effect.
+    """One line per change, with both values and the one that takes effect.
 
     Args:
-        changes: from `config_changes`.
-        new_hyperparameters: whether the optimizer's are taken from the config.
+        changes: result of `config_changes`.
+        new_hyperparameters: whether the optimizer takes its hyper-parameters from the config.
     """
     lines = []
     for key, (old, new) in changes.items():

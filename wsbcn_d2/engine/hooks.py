@@ -1,4 +1,4 @@
-"""What happens around the training steps, besides detectron2's own hooks."""
+"""Hooks of the training loop, besides detectron2's own."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ __all__ = ["BufferAverager", "EvalHook", "MetricWriter", "ModelEMA", "SkippedIma
 
 
 def is_due(iteration: int, period: int, max_iter: int) -> bool:
-    """Whether something with this period happens after ``iteration``; always after the last."""
+    """Whether a periodic action is due after an iteration; after the last one it always is.
+
+    Args:
+        iteration: index of the iteration, from 0.
+        period: iterations between two actions; 0 means after the last iteration only.
+        max_iter: number of iterations.
+    """
     done = iteration + 1
     return done == max_iter or (period > 0 and done % period == 0)
 
 
 class BufferAverager(HookBase):
-    """`average_buffers` before evaluations and checkpoints. Registered before both, on all ranks.
+    """Calls `average_buffers` before evaluations and checkpoints.
+
+    To be registered before both, on all ranks.
 
     Args:
-        models: whose buffers.
-        periods: of the hooks that follow (iterations; 0 for "at the end").
+        models: modules whose buffers are averaged.
+        periods: periods of the hooks that follow, in iterations; 0 means after the last one only.
     """
 
     def __init__(self, models: Sequence[nn.Module], periods: Sequence[int]) -> None:
@@ -40,11 +48,13 @@ class BufferAverager(HookBase):
 
 
 class SkippedImages(HookBase):
-    """Logs how many bad images all ranks have skipped since they started; before the writers.
+    """Logs how many bad images all ranks have skipped since they started.
+
+    To be registered before the writers.
 
     Args:
-        count: of this rank.
-        period: iterations between the writers' lines.
+        count: returns the number of images that this rank has skipped.
+        period: iterations between two log lines.
     """
 
     def __init__(self, count: Callable[[], int], period: int) -> None:
@@ -58,7 +68,7 @@ class SkippedImages(HookBase):
 
 
 class EvalHook(hooks.EvalHook):
-    """detectron2's, but it does not evaluate a training that failed in its last iteration."""
+    """detectron2's ``EvalHook``, except that a training that failed is not evaluated."""
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:
@@ -69,12 +79,12 @@ class EvalHook(hooks.EvalHook):
 class MetricWriter(hooks.PeriodicWriter):
     """detectron2's ``PeriodicWriter`` with its default writers.
 
-    Their files are opened when the training starts, after those of an earlier run were renamed.
+    Their files are opened when the training starts, once those of an earlier run are renamed.
 
     Args:
-        output_dir: for metrics.json and TensorBoard's events.
-        max_iter: iterations of the training, for the time that is left.
-        period: iterations between lines.
+        output_dir: folder of metrics.json and of TensorBoard's events.
+        max_iter: number of iterations, from which the remaining time is estimated.
+        period: iterations between two log lines.
     """
 
     def __init__(self, output_dir: str, max_iter: int, period: int) -> None:
@@ -88,15 +98,15 @@ class MetricWriter(hooks.PeriodicWriter):
 class ModelEMA(HookBase):
     """Exponential moving average of a model's weights and floating buffers, once per iteration.
 
-    The decay starts small and grows to its value, min(decay, (1 + i) / (10 + i)) at iteration i:
-    otherwise the random first weights would dominate for some 1 / (1 − decay) iterations.
+    At iteration i the decay is min(decay, (1 + i) / (10 + i)): with the full decay from the start,
+    the random initial weights would dominate for about 1 / (1 − decay) iterations.
 
     Args:
         model: the trained model, not wrapped in DistributedDataParallel.
-        decay: share of the old average, in [0, 1).
+        decay: weight of the old average, in [0, 1).
 
     Attributes:
-        averaged: the average; its ``module`` is a model to evaluate, its state dict is saved.
+        averaged: torch's ``AveragedModel``, whose ``module`` is evaluated and state dict saved.
 
     Raises:
         ValueError: ``decay`` outside [0, 1).

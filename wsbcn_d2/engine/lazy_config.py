@@ -46,7 +46,7 @@ def load_lazy_config(path: str, opts: list[str], task: Task, dataset: str | None
     Args:
         path: a ``.py`` or ``.yaml`` file.
         opts: ``path.key=value`` each.
-        task: fits the config to ``dataset``.
+        task: task that adapts the config to ``dataset``.
         dataset: the user's own data; None: none are read.
     """
     try:

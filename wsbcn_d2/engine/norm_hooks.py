@@ -1,4 +1,4 @@
-"""What switchable norms need from the training loop: a radius that grows, and averages."""
+"""Hooks for switchable norms: the growing radius of SSN, and SN's batch average."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class SparsityRamp(HookBase):
-    """The radius of all sparse SN layers, from 0 at the start to the circumradius, linearly.
+    """Increases the radius of all sparse SN layers linearly, from 0 to the circumradius.
 
-    Without it SSN stays sparsemax's SN. Does nothing to a model without such layers.
+    Without it, SSN remains SN with sparsemax. Models without such layers are not changed.
 
     Reference: arXiv:1903.03793, Sec. 3.2.
 
     Args:
-        model: whose layers.
-        end: share of the training after which all ratios are one-hot, in (0, 1]. The rest of the
-            training then adapts the weights to them.
+        model: module whose SSN layers are changed.
+        end: fraction of the training after which all ratios are one-hot, in (0, 1]. During the rest
+            of it the weights adapt to these ratios.
 
     Raises:
         ValueError: ``end`` outside (0, 1].
@@ -65,8 +65,8 @@ class BatchAverage(HookBase):
 
     Args:
         model: not wrapped in DistributedDataParallel.
-        num_iters: K, batches a rank.
-        build_loader: makes the loader of those batches when they are wanted.
+        num_iters: number of batches per rank (K in the paper).
+        build_loader: builds the loader of these batches, when they are needed.
     """
 
     def __init__(

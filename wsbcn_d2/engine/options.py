@@ -25,11 +25,11 @@ Config: TypeAlias = "CfgNode | DictConfig"
 
 @dataclass(frozen=True)
 class Rule:
-    """What values an option takes.
+    """The values that an option accepts.
 
     Attributes:
-        allowed: the values in words; follows "must be" in a message.
-        fits: whether a value is one of them.
+        allowed: description of the values, which follows "must be" in a message.
+        fits: returns whether a value is accepted.
     """
 
     allowed: str
@@ -143,9 +143,9 @@ class Vis:
 
 @dataclass(frozen=True)
 class Options:
-    """A run's options, under the keys of ``train`` in lazy configs.
+    """The options of a run, under the keys of ``train`` in lazy configs.
 
-    ``configs/common/train.py`` says what each one means and has the defaults.
+    ``configs/common/train.py`` documents them and has their defaults.
     """
 
     output_dir: _Path
@@ -218,12 +218,12 @@ def read_options(values: Any, names: Mapping[str, str] = MappingProxyType({})) -
 
     Args:
         values: nested dicts with the keys of `Options`.
-        names: how messages call an option, by its key (``"ema.decay"``); ``train.`` and the key
-            where it is not named.
+        names: names of options in messages, by key (``"ema.decay"``); the default is the key with
+            a prefix of ``train.``.
 
     Raises:
-        ConfigError: options that do not exist, or whose value is of another type or out of range;
-            all of them in one message.
+        ConfigError: options that do not exist, or have a value of the wrong type or out of range;
+            all of them are listed in one message.
     """
     wrong: list[str] = []
     options = _read(Options, values, "", names, wrong)

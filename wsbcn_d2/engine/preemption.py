@@ -1,4 +1,4 @@
-"""Stopping in good order: on a signal, a checkpoint after the current step, then an exit status."""
+"""Stopping on a signal: save a checkpoint after the current step, then exit with a status."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EXIT_STOPPED = 75
 
 
 class TrainingStopped(SystemExit):
-    """The training stopped because it was asked to; ``--resume`` goes on from its checkpoint.
+    """A signal stopped the training; ``--resume`` continues from its checkpoint.
 
-    A `SystemExit`: where nobody catches it, the process exits with the status `EXIT_STOPPED` (75).
+    A `SystemExit`: unless it is caught, the process exits with the status `EXIT_STOPPED` (75).
 
-    Attributes:
-        iteration: the last one done.
+    Args:
+        iteration: index of the last completed iteration.
         checkpoint: path of the checkpoint saved after it.
     """
 
@@ -41,20 +41,20 @@ class TrainingStopped(SystemExit):
 
 
 class StopOnSignal(HookBase):
-    """Stop all ranks after the same step, once any of them has received a signal.
+    """Stops all ranks after the same step, once one of them has received a signal.
 
-    The signals may reach the ranks at different times, or one only: after each step one
-    ``all_reduce`` of one number over gloo (on the CPU: no GPU waits) says whether any has. After
-    the last step there is nothing to stop.
+    The signal may reach the ranks at different times, or only one of them. After each step an
+    ``all_reduce`` of one number over gloo, on the CPU so that no GPU waits, tells whether any rank
+    has received it. After the last step there is nothing to stop.
 
     Args:
-        signals: such as ``signal.SIGUSR2``. They are caught during the training, and as before
-            after it.
-        save: saves a checkpoint and returns its path. All ranks call it, and none may return
-            before it is there.
+        signals: signal numbers such as ``signal.SIGUSR2``. Their handlers are replaced during the
+            training and restored after it.
+        save: saves a checkpoint and returns its path. All ranks call it, and it must not return
+            before the checkpoint exists.
 
     Raises:
-        TrainingStopped: from the training, on all ranks, once the checkpoint is written.
+        TrainingStopped: in ``after_step``, on all ranks, once the checkpoint is saved.
     """
 
     def __init__(self, signals: Sequence[int], save: Callable[[], str]) -> None:
@@ -96,9 +96,12 @@ class StopOnSignal(HookBase):
 
 @contextmanager
 def forward_signals(signals: Sequence[int]) -> Iterator[None]:
-    """Inside, this process hands these signals on to its child processes and goes on.
+    """A context in which this process forwards signals to its child processes.
 
-    For the process that spawned the ranks: who signals it means them.
+    For the process that spawned the ranks, which are the ones that a signal is meant for.
+
+    Args:
+        signals: signal numbers; their handlers are restored on exit.
     """
 
     def forward(signum: int, _: Any) -> None:

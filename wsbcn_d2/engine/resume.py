@@ -1,4 +1,4 @@
-"""What a checkpoint needs beyond weights and optimizer for a run to go on as if uninterrupted."""
+"""State besides weights and optimizer that makes a resumed run equal an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 class DataPosition(HookBase):
-    """Where a run is in its sequence of samples, and how it deals them out; saved as hook state.
+    """Position of a run in its sequence of samples, saved as the state of this hook.
 
     Args:
-        plan: of this run.
+        plan: how this run divides its batch.
 
     Attributes:
-        seed: of the run; equal on all ranks.
-        position: of the next optimizer step's first sample.
-        saved: what the checkpoint said; empty for a new run, or an older checkpoint.
+        seed: seed of the run, equal on all ranks.
+        position: position of the first sample of the next optimizer step.
+        saved: state in the checkpoint; empty for a new run or an older checkpoint.
     """
 
     def __init__(self, plan: BatchPlan) -> None:
@@ -56,11 +56,11 @@ class DataPosition(HookBase):
         self.saved = dict(state)
 
     def begin(self, seed: int, start_iter: int) -> None:
-        """Decide seed and position. All ranks must call it.
+        """Set seed and position. All ranks must call it.
 
         Args:
-            seed: of the config; if negative, the checkpoint's, or one that rank 0 draws.
-            start_iter: iterations that the checkpoint has behind it.
+            seed: the config's; if negative, the checkpoint's is used, or one drawn on rank 0.
+            start_iter: number of iterations completed in the checkpoint.
         """
         saved, plan = self.saved, self._plan
         drawn = saved["seed"] if saved else comm.shared_random_seed()
@@ -117,15 +117,16 @@ class DataPosition(HookBase):
 
 
 class RankStates(HookBase):
-    """What differs between ranks and is not in the weights; saved as hook state, for all of them.
+    """State that differs between ranks and is not in the weights, saved as the state of this hook.
 
-    These are RetinaNet's and FCOS's loss normalizers (averages of the number of positive anchors in
-    a plain attribute), and at a checkpoint outside the periods the buffers: a checkpoint holds
-    their average over the ranks, but the run without it would go on with each rank's own.
+    It consists of the loss normalizers of RetinaNet and FCOS (averages of the number of positive
+    anchors, kept in a plain attribute) and, in a checkpoint outside the period, of the buffers:
+    such a checkpoint holds their average over the ranks, but an uninterrupted run would continue
+    with each rank's own.
 
     Args:
         models: the trained model, and its moving average if there is one.
-        period: iterations between checkpoints.
+        period: iterations between two checkpoints.
     """
 
     def __init__(self, models: Sequence[nn.Module], period: int) -> None:
@@ -138,7 +139,7 @@ class RankStates(HookBase):
             self.gather(buffers=False)
 
     def gather(self, buffers: bool) -> None:
-        """Take the states of all ranks, with the buffers or without. All ranks must call it."""
+        """Gather the states of all ranks, with or without buffers. All ranks must call it."""
         state: dict[str, Any] = {"normalizers": self._normalizers()}
         if buffers and comm.get_world_size() > 1:
             state["buffers"] = [

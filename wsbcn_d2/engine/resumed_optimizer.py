@@ -1,4 +1,4 @@
-"""The optimizer of a resumed run: its state by parameter name, and its hyper-parameters."""
+"""Loading the optimizer of a resumed run: state by parameter name, and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NO_HYPERPARAMETERS = {"params", "param_names", "initial_lr"}
 class ResumedOptimizer:
     """Lets an optimizer load the state of one with other parameters, groups or hyper-parameters.
 
-    torch matches a saved state by position. Here the parameters' names are saved, too, and the
-    state follows them: a parameter that is new, or has another shape, starts without state, and
-    each group takes the hyper-parameters of the group that its first known parameter was in. Of
-    another kind of optimizer (SGD, Adam) nothing is taken.
+    torch matches saved state to parameters by position. Here the names of the parameters are saved
+    too, and state is matched by name: a parameter that is new or has another shape starts without
+    state, and each group takes the hyper-parameters of the saved group of its first known
+    parameter. From another kind of optimizer (SGD, Adam) nothing is loaded.
 
     Args:
-        optimizer: as built from the config, before its state is loaded.
-        scheduler: of its learning rate; torch's, or fvcore's multiplier.
-        model: whose parameters the optimizer has; not wrapped.
+        optimizer: the optimizer built from the config, before its state is loaded.
+        scheduler: its learning-rate scheduler, torch's or fvcore's multiplier.
+        model: module whose parameters it optimizes, not wrapped.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, model: nn.Module) -> None:
@@ -42,11 +42,11 @@ class ResumedOptimizer:
         optimizer.register_load_state_dict_pre_hook(_match)
 
     def after_load(self, new_hyperparameters: bool) -> None:
-        """Give the loaded optimizer its hyper-parameters, and the scheduler its base rates.
+        """Set the hyper-parameters of the loaded optimizer and the base rates of its scheduler.
 
         Args:
-            new_hyperparameters: put the config's back. The learning rate stays where it is in the
-                schedule: the base rate is the config's.
+            new_hyperparameters: restore those of the config. The learning rate keeps its place in
+                the schedule, relative to the config's base rate.
         """
         if new_hyperparameters:
             for group, ours in zip(self._optimizer.param_groups, self._groups, strict=True):

@@ -30,20 +30,20 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class RunConfig(ABC):
-    """What a run needs, read from its config; `read_config` makes one.
+    """The options of a run and the builders of its parts; returned by `read_config`.
 
-    The parts are built when they are asked for: an evaluation needs no training data.
+    Parts are built on request only: an evaluation does not need the training data.
 
     Args:
         cfg: from `load_config`.
-        task: what is learned.
-        world_size: processes of the run.
-        opts: overrides of the command line, which tell a device that was asked for.
+        task: the task of the run.
+        world_size: number of processes.
+        opts: overrides of the command line; a GPU that they ask for has to exist.
 
     Attributes:
         cfg: the config.
-        task: what is learned.
-        world_size: processes of the run.
+        task: the task of the run.
+        world_size: number of processes.
         options: the config's `Options`.
         device: ``"cuda"``, ``"cuda:<index>"`` or ``"cpu"``.
         lazy: whether ``cfg`` is a lazy config, and otherwise a yaml one.
@@ -88,7 +88,7 @@ class RunConfig(ABC):
 
     @abstractmethod
     def override(self, option: str, value: Any) -> list[str]:
-        """The words on the command line that set an option.
+        """Command-line words that set an option.
 
         Args:
             option: such as ``"output_dir"``.
@@ -96,7 +96,7 @@ class RunConfig(ABC):
         """
 
     def batch_plan(self) -> BatchPlan | None:
-        """How the processes carry out a step's batch; None where the config hides it.
+        """How the processes divide the batch of a step; None if the config does not tell its size.
 
         Raises:
             ConfigError: they cannot share it equally.
@@ -114,14 +114,14 @@ class RunConfig(ABC):
 
     @abstractmethod
     def dataset_names(self, split: str) -> list[str]:
-        """Names of the ``"train"`` or ``"test"`` datasets; none where a lazy config hides them."""
+        """Names of the ``"train"`` or ``"test"`` datasets; empty if a lazy config has none."""
 
     @abstractmethod
     def check_parts(self, training: bool) -> None:
-        """Find what can be found wrong with the parts without building them.
+        """Check the parts as far as possible without building them.
 
         Args:
-            training: whether there is one, and not only an evaluation.
+            training: whether the run trains, and does not only evaluate.
 
         Raises:
             ConfigError: such as an argument that a call does not take.
@@ -129,7 +129,7 @@ class RunConfig(ABC):
 
     @abstractmethod
     def build_model(self, device: str | None = None) -> nn.Module:
-        """The model; on ``"meta"`` without values, and on the run's own device by default."""
+        """The model, on the run's device; with ``"meta"``, its parameters have no values."""
 
     @abstractmethod
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -215,5 +215,5 @@ class RunConfig(ABC):
 
 
 def without_values(device: str | None) -> AbstractContextManager[Any]:
-    """Inside, a model for the device ``"meta"`` is built there; other devices change nothing."""
+    """A context in which a model for the device ``"meta"`` is built there, without memory."""
     return torch.device("meta") if device == "meta" else nullcontext()

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: pictures, and a table and a list of files in the log."""
+"""The summary at the end of a run: pictures, a table of results, and a list of files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Row = tuple[str, dict[str, float]]
 
 
 def summarize(config: RunConfig, model: nn.Module, results: Results, checkpoint: str) -> None:
-    """Draw the pictures, then log the table of results and where everything is. On rank 0.
+    """Draw the pictures, then log the table of results and the files. Called on rank 0.
 
     Args:
         config: of the run.
         model: the evaluated one.
         results: as `RunConfig.evaluate` returns them.
-        checkpoint: path of the model's.
+        checkpoint: path of the model's checkpoint.
     """
     # Imported here: matplotlib takes a second, which nothing else waits for.
     from .curves import plot_curves

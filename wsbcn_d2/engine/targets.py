@@ -1,4 +1,4 @@
-"""Lazy configs' calls: their arguments checked before anything is built, and errors of building."""
+"""The calls in lazy configs: checks of their arguments, and errors of building explained."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """Check that each ``_target_`` in a config exists and takes the arguments given to it.
+    """Check that each ``_target_`` in a config exists and accepts its arguments.
 
     Raises:
-        ConfigError: it does not; the message has the key and the arguments that there are.
+        ConfigError: one does not; the message has its key and the arguments that it accepts.
     """
     for key, node in _calls(cfg, ""):
         try:
@@ -57,11 +57,11 @@ def check_targets(cfg: DictConfig) -> None:
 def explain_optimizer(key: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Turn an error of building an optimizer into one that names the config's key.
 
-    torch has its own rules for learning rates and such.
+    torch has its own rules for learning rates and the like.
 
     Args:
-        key: of the optimizer.
-        arguments: it may have been built with; one whose value is in torch's message is named.
+        key: key of the optimizer in the config.
+        arguments: its arguments; the one whose value is quoted in torch's message is named.
 
     Raises:
         ConfigError: instead of any error.
@@ -112,8 +112,8 @@ def explain_building(what: str, node: Any = None) -> Iterator[None]:
     """Turn an error of building a part of the config into one that names the part.
 
     Args:
-        what: the config's key of the part.
-        node: the part, in a lazy config: the call in it that failed is then named.
+        what: key of the part in the config.
+        node: the part itself in a lazy config, so that the call that failed can be named.
 
     Raises:
         ConfigError: instead of any error but a `UserError`. The traceback goes to the log file.
@@ -134,13 +134,18 @@ def explain_building(what: str, node: Any = None) -> Iterator[None]:
 
 
 def locate_target(call: DictConfig) -> Any:
-    """What a call in a lazy config names."""
+    """The function or class that is the target of a call in a lazy config."""
     target = call["_target_"]
     return locate(target) if isinstance(target, str) else target
 
 
 def takes_argument(call: DictConfig, name: str) -> bool:
-    """Whether what a call in a lazy config names has an argument of this name."""
+    """Whether the target of a call in a lazy config accepts an argument.
+
+    Args:
+        call: node with a ``_target_``.
+        name: of the argument.
+    """
     return "_target_" in call and name in (_parameters(locate_target(call)) or [])
 
 
@@ -156,6 +161,11 @@ def _innermost_target(traceback: TracebackType | None) -> Any:
 
 
 def build(node: Any, what: str) -> Any:
-    """detectron2's ``instantiate``, its errors explained as `explain_building` does."""
+    """detectron2's ``instantiate``, with the errors of `explain_building`.
+
+    Args:
+        node: part of a lazy config.
+        what: its key.
+    """
     with explain_building(what, node):
         return instantiate(node)

@@ -1,4 +1,4 @@
-"""What is learned: the part of a run that the engine does not know."""
+"""The task: the part of a run that the engine does not know."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["Task", "default_task"]
 class Task:
     """What a project adds to the engine; every method has a default.
 
-    The engine has the training loop and all around it: launching, checks of the config, exact
-    resume, accumulation, mixed precision, moving averages, stop signals, checkpoints that know
-    their norms. A task says what is trained and how it is evaluated:
+    The engine provides the training loop, launching, checks of the config, exact resume,
+    accumulation, mixed precision, moving averages, stop signals and checkpoints that record their
+    norms. A task defines what is trained and how it is evaluated:
 
     * For yaml configs, `add_config` and the ``build_…`` methods, which have the names of
       detectron2's ``DefaultTrainer`` and get the config.

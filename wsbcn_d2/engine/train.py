@@ -1,4 +1,4 @@
-"""A training: its parts, the order of its hooks, and its course."""
+"""A training: its parts, the order of its hooks, and its steps."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Training:
         return model
 
     def _hooks(self) -> list[HookBase | None]:
-        """What happens around each step, in this order after it; on rank 0 only where None."""
+        """The hooks, in the order in which they run after each step; None where a rank has none."""
         options, model, main_process = self.options, self.model, comm.is_main_process()
         return [
             # First, so that the time of no other hook counts as the step's.
@@ -231,7 +231,7 @@ class Training:
             logger.info("Seed %d, from position %d of the data", position.seed, position.position)
 
     def run(self, start_iter: int) -> None:
-        """Take the steps from ``start_iter`` to ``max_iter``."""
+        """Run the iterations from ``start_iter`` to ``max_iter``."""
         try:
             self.trainer.train(start_iter, self.options.max_iter)
         except TrainingStopped:

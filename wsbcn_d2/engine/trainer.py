@@ -1,4 +1,4 @@
-"""The training step: detectron2's, with accumulation, mixed precision anywhere, and a guard."""
+"""The training step: detectron2's, with accumulation, mixed precision and a check of the losses."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ __all__ = ["NonFiniteLossError", "Trainer"]
 
 
 class NonFiniteLossError(UserError, FloatingPointError):
-    """A loss is infinite or NaN; the message says where, and what the usual causes are."""
+    """A loss is infinite or NaN; the message says where, and names the usual causes."""
 
 
 class Trainer(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, on CUDA and CPU.
 
-    A step is `forward`, `check_losses`, `backward` for each of its micro-batches, then `update`;
-    subclasses change one of them or their order in `run_step`. The step's loss is the mean over
-    its micro-batches, and everything else (clipping, loss scaling, hooks, iterations, logged
-    numbers) happens once a step.
+    A step runs `forward`, `check_losses` and `backward` for each micro-batch, then `update`. Its
+    loss is the mean over the micro-batches; clipping, loss scaling, hooks and logging happen once
+    per step.
 
     Args:
-        model: returns a dict of losses (or one) for a batch; DistributedDataParallel or plain.
-        data_loader: yields micro-batches, which go to the model as they are.
-        optimizer: of the model's parameters.
-        accumulation_steps: micro-batches of each rank in a step. Ranks exchange gradients in the
-            last one only.
-        seed: seeds all random numbers of a forward with (seed, iteration, number of the
-            micro-batch in the step, counted over all ranks), so that they depend on nothing
-            before; None leaves the generators alone.
+        model: module that returns a dict of losses, or a single loss, for a batch; it may be
+            wrapped in DistributedDataParallel.
+        data_loader: yields micro-batches, which are passed to the model as they are.
+        optimizer: optimizer of the model's parameters.
+        accumulation_steps: micro-batches per rank and step. Ranks exchange gradients in the last
+            one only.
+        seed: seeds the random numbers of each forward pass with (seed, iteration, index of the
+            micro-batch among those of all ranks), so that they do not depend on earlier ones; None
+            leaves the generators alone.
         device: ``"cuda"`` or ``"cpu"``, for autocast.
-        amp_dtype: autocast to this type; None trains in float32. float16 gets a loss scaler.
+        amp_dtype: autocast type; None trains in float32. float16 uses a loss scaler.
         clip_grad: ``max_norm`` and ``norm_type`` of ``clip_grad_norm_``; None does not clip.
-        last_checkpoint: returns the path of the last checkpoint, for the message of an error.
+        last_checkpoint: returns the path of the last checkpoint, for error messages.
     """
 
     def __init__(
@@ -128,11 +128,15 @@ class Trainer(SimpleTrainer):
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def check_losses(self, losses: Mapping[str, Tensor], batch: Any) -> None:
-        """Stop on a loss that is not finite, before it reaches the weights.
+        """Check that the losses are finite, before they reach the weights.
+
+        Args:
+            losses: losses of a micro-batch, by name.
+            batch: the micro-batch, whose image ids are named.
 
         Raises:
-            NonFiniteLossError: with the iteration, this rank's image ids, the losses, and where
-                the last checkpoint is. The weights are those of the step before.
+            NonFiniteLossError: with the iteration, the image ids, the losses and the last
+                checkpoint. The weights are those of the previous step.
         """
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
         if values.isfinite().all():
@@ -190,7 +194,7 @@ class Trainer(SimpleTrainer):
 
 
 class _StepMeans(EventStorage):
-    """Takes what the model logs in a step's micro-batches; each number's mean goes to ``outer``."""
+    """Collects what a model logs in the micro-batches of a step; ``outer`` gets the means."""
 
     def __init__(self, outer: EventStorage) -> None:
         super().__init__(outer.iter)
