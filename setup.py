@@ -86,7 +86,7 @@ setup(
         "iopath>=0.1.9",
         "omegaconf>=2.1",
         "pycocotools>=2.0.2",
-        "submitit>=1.4",
+        "submitit>=1.5,<1.6",  # wsbcn_slurm/batch_script.py and job.sh know its script
         "matplotlib",
         "portalocker",
         "shapely",

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["NODES", "PATIENCE", "Cluster", "missing", "wait_for"]
@@ -139,8 +139,7 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """As a power cut: no daemon, and no process of a job that it had started."""
         _kill(self._daemons.pop(name))
-        for pid in _descendants_of_node(name, str(self.folder / "slurm.conf")):
-            _signal(pid, signal.SIGKILL)
+        self._kill_processes(name)
 
     def node_state(self, name: str) -> str:
         """Such as ``idle`` or ``down``; ``*`` behind it: does not answer."""
@@ -165,6 +164,22 @@ class Cluster:
         text = self.run("scontrol", "show", "job", job_id, check=False)
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
+    def processes(self, variable: str) -> list[int]:
+        """Processes of jobs, and the daemons' helpers of steps, with a NAME=VALUE of SLURM's."""
+        wanted = {variable.encode(), f"SLURM_CONF={self.folder}/slurm.conf".encode()}
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                        found.append(int(folder.name))
+        return found
+
+    def _kill_processes(self, node: str) -> None:
+        for pid in self.processes(f"SLURMD_NODENAME={node}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def cancel_all(self) -> None:
         """End every job, and wait until they are gone."""
         self.run("scancel", "--state=RUNNING", "--user=root", check=False)
@@ -177,8 +192,7 @@ class Cluster:
             self.run("scancel", "--signal=KILL", "--user=root", check=False)
             self.run("scancel", "--user=root", check=False)
         for name in NODES:
-            for pid in _descendants_of_node(name, str(self.folder / "slurm.conf")):
-                _signal(pid, signal.SIGKILL)
+            self._kill_processes(name)
         for process in reversed(self._daemons.values()):
             _kill(process)
         self._daemons = {}
@@ -216,26 +230,6 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
-
-
-def _descendants_of_node(name: str, config: str) -> Sequence[int]:
-    """Processes of jobs on a node of this very cluster, and the daemons' helpers of steps."""
-    wanted = {f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={config}".encode()}
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                environment = set((folder / "environ").read_bytes().split(b"\0"))
-            except OSError:
-                continue
-            if wanted <= environment:
-                found.append(int(folder.name))
-    return found
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-import socket
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
-from rendezvous import ports_of
 
 from tests.slurm.cluster import PATIENCE, wait_for
 from tests.slurm.conftest import User
@@ -80,7 +79,7 @@ def test_preempted_run_ends_with_the_weights_of_an_uninterrupted_one(
         f"dataloader.train.mapper.until={go_on}",
     )
     user.wait_for_iteration("preempted", 4)
-    user.cluster.run("scancel", "--signal=USR2", job)
+    user.cluster.run("scancel", "--batch", "--signal=USR2", job)
     user.wait_for_event("preempted", "requeued")
     go_on.touch()
     user.release(job)
@@ -91,6 +90,20 @@ def test_preempted_run_ends_with_the_weights_of_an_uninterrupted_one(
     # Each iteration once: the second part begins where the first has stopped.
     assert [i for i in user.iterations("preempted") if i < ITERATIONS] == list(range(ITERATIONS))
     assert_same_weights(user, "preempted", uninterrupted)
+
+
+def test_signal_before_the_training_and_in_a_step_that_does_not_end(user: User):
+    options = ("--grace=8", "--max-requeues=2")
+    (job,) = user.submit("stuck", "dataloader.train.mapper.seconds=600", options=options)
+    user.wait_for_event("stuck", "started")
+    for restart, reason in enumerate(["outside of the training", "no step has ended within 6 s"]):
+        if restart == 1:
+            user.release(job)
+            user.wait_for_event("stuck", "started", 2)
+            wait_for(lambda: "Starting training" in user.log("stuck"), "training", 200)
+        user.cluster.run("scancel", "--batch", "--signal=USR2", job)
+        user.wait_for_event("stuck", "requeued", restart + 1)
+        assert reason in user.events("stuck", "requeued")[restart]["reason"]
 
 
 def test_time_limit_reached_twice(user: User, tmp_path: Path):
@@ -123,16 +136,32 @@ def test_time_limit_reached_twice(user: User, tmp_path: Path):
     assert re.search(r"COMPLETED │ 2 │ 160 / 160 .* │ 2 │", words), words
 
 
-def test_a_crash_is_told_and_not_requeued(user: User):
-    (job,) = user.submit("crash", "dataloader.train.mapper.failing_rank=2")
-    assert user.wait_until_ended("crash", job) == "FAILED"
-    assert user.cluster.job(job)["Restarts"] == "0"
-    assert re.search(r"^2: .*the disk is on fire", user.log("crash"), re.MULTILINE)
-    words = table(user, "crash")
-    assert "FAILED" in words
-    assert "rank 2:" in words
-    (failure,) = user.events("crash", "failed")
-    assert "the disk is on fire" in failure["error"]
+def test_a_rank_that_raises_or_is_killed_ends_the_job_on_all_nodes(user: User, tmp_path: Path):
+    places = ("model.train_accident", "model.test_accident", "dataloader.train.mapper.accident")
+    accidents = [f"{place}={kind}" for place in places for kind in ("raise", "kill")]
+    sweep = tmp_path / "sweep"
+    sweep.write_text("\n".join(accidents))
+    options = (f"--sweep={sweep}", "--tasks-per-node=1", "--max-parallel=3")
+    jobs = user.submit("accidents", "train.max_iter=2", options=options)
+    for job, accident in zip(jobs, accidents, strict=True):
+        run = f"accidents/{accident.replace('=', '_')}"
+        state = user.wait_until_ended(run, job)
+        log = user.log(run)
+        assert state == "FAILED", log[-3000:]
+        about = user.cluster.job(job)
+        end = datetime.fromisoformat(about["EndTime"]).timestamp()
+        assert end - (user.output(run) / "slurm" / "accident").stat().st_mtime < 60 * PATIENCE
+        assert not user.cluster.processes(f"SLURM_JOB_ID={about['JobId']}")
+        assert about["Restarts"] == "0"
+        assert "srun ended with status" in log
+        assert not user.events(run, "requeued")
+        told = table(user, run)
+        if accident.startswith("model") and accident.endswith("kill"):
+            assert "task 1: Killed" in told, told + log[-3000:]
+            continue
+        assert "FAILED" in told and "rank 1: " in told, told + log[-3000:]
+        error = min(user.events(run, "failed"), key=lambda event: event["time"])["error"]
+        assert ("disk is on fire" if accident.endswith("raise") else "SIGKILL") in error
 
 
 def test_after_a_node_failure_jobs_go_on_with_fewer_nodes_or_are_held(user: User, tmp_path: Path):
@@ -195,20 +224,15 @@ def test_sweep_of_three_one_at_a_time_then_evaluations(user: User):
         assert after > user.events(run, "finished")[0]["time"]
 
 
-def test_two_jobs_on_the_same_nodes_and_a_port_that_is_taken(user: User):
-    (first,) = user.submit("one", "train.max_iter=3", "dataloader.train.mapper.seconds=2")
-    following = int(first) + 2  # `sbatch --test-only` takes a number, too
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("", ports_of(str(following))[0]))
-        taken.listen()
-        (second,) = user.submit("two", "train.max_iter=3")
-        assert int(second) == following
-        assert user.wait_until_ended("two", second) == "COMPLETED"
-    assert user.wait_until_ended("one", first) == "COMPLETED"
+def test_two_jobs_on_the_same_nodes(user: User):
+    runs = ("one", "two")
+    jobs = [
+        user.submit(run, "train.max_iter=3", "dataloader.train.mapper.seconds=2") for run in runs
+    ]
+    for run, (job,) in zip(runs, jobs, strict=True):
+        assert user.wait_until_ended(run, job) == "COMPLETED"
     spans = [
-        [user.events(run, kind)[0]["time"] for kind in ("started", "finished")]
-        for run in ("one", "two")
+        [user.events(run, kind)[0]["time"] for kind in ("started", "finished")] for run in runs
     ]
     assert max(start for start, _ in spans) < min(end for _, end in spans)
 

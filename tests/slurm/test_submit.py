@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import cluster_profile
-import code_snapshot
 import pytest
-import split_log
-import submit
 import torch.distributed as dist
-from cluster_profile import Profile, ProfileError, load_profile, parse_minutes
-from job_states import QueuedJob
-from rendezvous import RendezvousError, meet, ports_of, resolve
-from run_folder import RunFolder
-from status import read_status
-from sweep import SweepError, combinations, run_name
-from training_task import TrainingTask
+from wsbcn_slurm import record, split_log, submit
+from wsbcn_slurm.job_states import QueuedJob
+from wsbcn_slurm.profile import CLUSTERS, Profile, make_profile, parse_minutes, read_profile
+from wsbcn_slurm.run_folder import RunFolder
+from wsbcn_slurm.status import read_status
+from wsbcn_slurm.sweep import combinations, run_name
+from wsbcn_slurm.task import RendezvousError, meet
+
+from wsbcn_d2.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,14 +40,14 @@ def dry_run(*arguments: str) -> str:
 
 
 def test_template_and_every_other_profile_load():
-    profiles = sorted(cluster_profile.CLUSTERS.glob("*.yaml"))
+    profiles = sorted(CLUSTERS.glob("*.yaml"))
     assert "template" in [path.stem for path in profiles]
     for path in profiles:
-        assert isinstance(load_profile(path.stem, {}), Profile)
+        assert isinstance(make_profile(read_profile(path.stem)), Profile)
 
 
 def test_template_names_every_field():
-    text = (cluster_profile.CLUSTERS / "template.yaml").read_text()
+    text = (CLUSTERS / "template.yaml").read_text()
     for name in Profile.__dataclass_fields__:
         assert f"\n{name}:" in text
 
@@ -55,8 +55,8 @@ def test_template_names_every_field():
 def test_options_replace_scalars_and_add_to_lists(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("nodes: 2\nsetup: [one]\nenv: {A: 1, B: 2}\n")
-    options: dict[str, Any] = {"nodes": 3, "setup": ["two"], "env": {"B": "3"}, "time": None}
-    profile = load_profile(str(path), options)
+    options = ["--nodes=3", "--setup=two", "--env=B=3"]
+    profile = make_profile(submit.argument_parser().parse_args(options, read_profile(str(path))))
     assert (profile.nodes, profile.setup, profile.env) == (3, ["one", "two"], {"A": "1", "B": "3"})
     assert profile.time == Profile().time
 
@@ -65,10 +65,10 @@ def test_options_replace_scalars_and_add_to_lists(tmp_path: Path):
     ("content", "message"),
     [
         ("partitoin: gpu", r"unknown field 'partitoin'; did you mean partition\? .*qos"),
-        ("nodes: many", "nodes .'many'. must be a whole number"),
+        ("nodes: many", "argument --nodes: invalid int value: 'many'"),
         ("nodes: 0", "nodes .0. must be at least 1"),
-        ("env: [A]", "env .* must be NAME: VALUE lines"),
-        ("setup: module load x", "setup .* must be a list"),
+        ("env: A", "argument --env: 'A' must be NAME=VALUE"),
+        ("qos: [a, b]", "qos .* must not be a list"),
         ("{nodes: 2, min_nodes: 3}", "min_nodes .3. must not exceed nodes .2."),
         ("{gpus_per_node: 4, tasks_per_node: 2}", "must equal gpus_per_node"),
         ("{time: 2, grace: 120}", "grace .120 seconds. must be shorter"),
@@ -80,14 +80,14 @@ def test_options_replace_scalars_and_add_to_lists(tmp_path: Path):
 def test_mistakes_in_a_profile_are_named(tmp_path: Path, content: str, message: str):
     path = tmp_path / "profile.yaml"
     path.write_text(content)
-    with pytest.raises(ProfileError, match=message) as error:
-        load_profile(str(path), {})
+    with pytest.raises(ConfigError, match=message) as error:
+        make_profile(read_profile(str(path)))
     assert "\n" not in str(error.value)
 
 
 def test_unknown_cluster_lists_the_known_ones():
-    with pytest.raises(ProfileError, match=r"not one of: .*template"):
-        load_profile("nowhere", {})
+    with pytest.raises(ConfigError, match=r"not one of: .*template"):
+        read_profile("nowhere")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_sweep_from_a_file(tmp_path: Path):
 
 @pytest.mark.parametrize("sweeps", [["a"], ["a=1,,2"], ["=1"], ["a=1,1"]])
 def test_sweeps_that_make_no_sense_are_refused(sweeps: list[str]):
-    with pytest.raises(SweepError):
+    with pytest.raises(ConfigError):
         combinations(sweeps, pairs=False)
 
 
@@ -199,8 +199,8 @@ def test_mistakes_are_found_before_anything_is_submitted(
 
 
 def test_snapshot_holds_the_code_as_it_is_on_disk(tmp_path: Path):
-    code_snapshot.take(tmp_path)
-    for name in ("wsbcn_d2/engine/train.py", "slurm/training_task.py", "train_net.py"):
+    record.copy_code(tmp_path)
+    for name in ("wsbcn_d2/engine/train.py", "slurm/wsbcn_slurm/job.sh", "train_net.py"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
@@ -216,84 +216,93 @@ def test_labelled_output_is_split(tmp_path: Path):
 # --- rendezvous ---
 
 
-def test_a_name_that_does_not_resolve_is_an_error_that_says_so():
-    with pytest.raises(RendezvousError, match=r"cannot resolve the name .no-such-host\.invalid"):
-        resolve("no-such-host.invalid", timeout=0)
+def meet_as(rank: int, folder: Path, timeout: float = 60, **variables: str) -> tuple[Any, str, int]:
+    """What a process of a job on two nodes gets: a store, and torchrun's address for it."""
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost,b"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": str(rank)}
+    with mock.patch.dict(os.environ, {**job, **variables}):
+        store = meet(folder, timeout)
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == (str(rank), "2")
+        return store, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
-def test_a_taken_port_is_passed_over_by_both_sides():
-    job = "4711"
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("", ports_of(job)[0]))
-        taken.listen()
-        other = meet(0, "127.0.0.1", job, "4711.0", timeout=60)
-        store = meet(0, "127.0.0.1", job, "4711.1", timeout=60)
-        assert other.port != store.port
-        found = meet(1, "127.0.0.1", job, "4711.1", timeout=60)
-        assert found.port == store.port
-        store.set("key", "value")
-        assert found.get("key") == b"value"
+def test_the_processes_of_an_attempt_find_its_store(tmp_path: Path):
+    folders = [tmp_path / "attempt_7.0", tmp_path / "attempt_7.1"]
+    for folder in folders:
+        folder.mkdir()
+    stores = [meet_as(0, folder)[0] for folder in folders]
+    assert stores[0].port != stores[1].port
+    for store, folder in zip(stores, folders, strict=True):
+        none, host, port = meet_as(1, folder)
+        assert none is None
+        assert (host, port) == ("localhost", store.port)
+        dist.TCPStore(host, port, is_master=False).set("key", folder.name)
+        assert store.get("key") == folder.name.encode()
 
 
-def test_rank_0_that_is_not_there_is_an_error():
-    with pytest.raises(RendezvousError, match=r"rank 1 .* did not find rank 0"):
-        meet(1, "127.0.0.1", "12345", "12345.0", timeout=1)
+def test_rank_0_that_is_not_there_is_an_error(tmp_path: Path):
+    with pytest.raises(RendezvousError, match=r"rank 1 on \S+ did not find rank 0 within 0 sec"):
+        meet_as(1, tmp_path, timeout=0)
 
 
-def test_jobs_with_following_numbers_have_different_ports():
-    first = [ports_of(str(job))[0] for job in range(1000, 1100)]
-    assert len(set(first)) == 100
-    assert all(10000 <= port < 32768 for port in first)
+def test_a_name_that_does_not_resolve_is_an_error_that_says_so(tmp_path: Path):
+    name = "no-such-host.invalid"
+    with pytest.raises(RendezvousError, match=f"cannot resolve .* '{name}'"):
+        meet_as(0, tmp_path, timeout=0, MASTER_ADDR=name)
 
 
-# --- requeueing ---
-
-
-class Environment:
-    """Stands for submitit's."""
-
-    def __init__(self, rank: int) -> None:
-        self.global_rank = rank
-        self.job_id = "7"
-        self.requeued: list[int] = []
-
-    def name(self) -> str:
-        return "local"
-
-    def _requeue(self, countdown: int) -> None:
-        self.requeued.append(countdown)
+# --- job.sh ---
 
 
 @pytest.mark.parametrize(
-    ("rank", "restart", "requeued", "events"),
-    [(0, 0, [1], ["requeued"]), (0, 1, [0], ["requeued"]), (1, 0, [], []), (0, 2, [], ["failed"])],
+    ("command", "restart", "events", "status"),
+    [
+        ("exit 0", 0, ["started", "finished"], 0),
+        ("exit 1", 0, ["started"], 1),
+        ("touch $WSBCN_ATTEMPT/stopped", 0, ["started", "requeued"], 1),
+        ("touch $WSBCN_ATTEMPT/stopped", 2, ["started", "failed"], 1),
+        ("exit 140", 1, ["started", "requeued"], 1),  # killed by SIGUSR2
+        ("exit 137", 0, ["started"], 137),  # killed, but not by job.sh
+        ("kill -USR2 $PPID; sleep 0.5; exit 1", 0, ["started"], 1),
+        ("kill -USR2 $PPID; sleep 0.5; exit 137", 0, ["started", "requeued"], 1),
+        ("kill -USR2 $PPID; sleep 0.5", 0, ["started", "finished"], 0),
+    ],
 )
-def test_rank_0_requeues_until_the_bound(
-    tmp_path: Path, monkeypatch, rank: int, restart: int, requeued: list[int], events: list[str]
+def test_job_is_requeued_when_it_was_told_to_stop(
+    tmp_path: Path, command: str, restart: int, events: list[str], status: int
 ):
-    import training_task
-
-    environment = Environment(rank)
-    monkeypatch.setattr(training_task, "JobEnvironment", lambda: environment)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
     run = RunFolder(tmp_path)
     run.new_submission()
-    attempt = training_task._Attempt(TrainingTask(str(tmp_path), "x.py", max_requeues=2))
-    with pytest.raises((SystemExit, training_task.UncompletedJobError)) as end:
-        attempt.requeue("a test")
-    assert environment.requeued == requeued
-    assert [event["event"] for event in run.events()] == events
-    assert (end.type is SystemExit) == (events != ["failed"])
-
-
-def test_only_the_cause_of_a_failure_is_noted():
-    from training_task import _is_consequence
-
-    assert _is_consequence(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
-    assert _is_consequence(dist.DistNetworkError("timed out"))
-    assert not _is_consequence(ValueError("NCCL"))
-    assert not _is_consequence(RuntimeError("CUDA out of memory"))
+    for name in ("srun", "scontrol", "scancel"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        # scontrol does not succeed, or job.sh would wait for its end.
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path}/calls; test {name} = srun')
+        program.chmod(0o755)
+    variables = {
+        "run": str(run.folder), "python": sys.executable, "tasks_per_node": "2",
+        "max_requeues": "2", "last_call": "60", "node_failure_wait": "60", "SLURM_JOB_ID": "9",
+        "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-3]",
+        "PYTHONPATH": str(ROOT / "slurm"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+    }  # fmt: skip
+    script = ROOT / "slurm" / "wsbcn_slurm" / "job.sh"
+    done = subprocess.run(
+        ["bash", str(script), "bash", "-c", f"echo '1: hello'; {command}"],
+        env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "=== job 7_1, restart" in done.stdout
+    assert (run.folder / "rank_1.txt").read_text() == "hello\n"
+    found = run.events()
+    assert [event["event"] for event in found] == events
+    assert all((event["job"], event["restart"]) == ("7_1", restart) for event in found)
+    assert (found[0]["nodes"], found[0]["tasks"]) == ("n[1-3]", 6)
+    assert abs(found[-1]["time"] - time.time()) < 60
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    assert ("scontrol requeue 7_1" in calls) == ("requeued" in events)
+    assert ("scancel --signal=USR2 7_1" in calls) == ("kill" in command)
+    assert not list(run.folder.glob("attempt_*"))
 
 
 # --- status ---
@@ -328,8 +337,8 @@ def test_state_of_a_run(
     (tmp_path / "metrics.json").write_text('{"iteration": 4, "time": 0.5}\n{"bbox/AP": 3.25}\n')
     queue = {"7": QueuedJob("PENDING", 2, "(Priority)")} if queued else {}
     status = read_status(run, queue, ended)
-    assert (status.state, status.iteration, status.ap) == (state, 5, 3.25)
-    assert status.error == {"FAILED": "rank 3: ValueError: no"}.get(
+    assert (status["state"], status["iteration"], status["box AP"]) == (state, "5 / 10", "3.2")
+    assert status["last error"] == {"FAILED": "rank 3: ValueError: no"}.get(
         state if "failed" in events else "", log.partition("error: ")[2]
     )
 
@@ -341,8 +350,8 @@ def test_a_running_run_says_how_fast_it_is(tmp_path: Path):
     run.note("submitted", "7")
     (tmp_path / "metrics.json").write_text('{"iteration": 4, "time": 0.5, "eta_seconds": 90.0}\n')
     status = read_status(run, {"7": QueuedJob("RUNNING", 1, "n1")}, {})
-    assert (status.state, status.nodes, status.eta) == ("RUNNING", 1, 90.0)
-    assert status.images_per_second == 8.0
+    assert (status["state"], status["nodes"], status["ETA"]) == ("RUNNING", "1", "0:01:30")
+    assert status["images/s"] == "8.0"
 
 
 def test_events_of_other_writers_do_not_hurt(tmp_path: Path):

@@ -4,13 +4,15 @@ from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 from torch.utils.data import Subset
 
-from tests.slurm.slow_mapper import SlowMapper
+from tests.slurm.accidents import AccidentProneRCNN, SlowMapper
 from wsbcn_d2 import get_config
 
 _quick = get_config("quick/mask_rcnn_r18_fpn_gn")
 model, dataloader, optimizer = _quick.model, _quick.dataloader, _quick.optimizer
 lr_multiplier, train = _quick.lr_multiplier, _quick.train
 
+model._target_ = AccidentProneRCNN
+model.update(train_accident="", test_accident="")
 model.proposal_generator.pre_nms_topk = (100, 100)
 model.proposal_generator.post_nms_topk = (30, 30)
 model.roi_heads.batch_size_per_image = 16
@@ -18,7 +20,7 @@ model.roi_heads.box_predictor.test_score_thresh = 0.0  # hardly trained, but it 
 
 dataloader.train.mapper.augmentations[0].short_edge_length = (48, 64)
 dataloader.train.mapper = L(SlowMapper)(
-    mapper=dataloader.train.mapper, seconds=0.0, until="", failing_rank=-1
+    mapper=dataloader.train.mapper, seconds=0.0, until="", accident=""
 )
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1

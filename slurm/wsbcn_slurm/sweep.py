@@ -8,11 +8,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["SweepError", "combinations", "run_name", "split_values"]
+from wsbcn_d2.errors import ConfigError
 
-
-class SweepError(ValueError):
-    """A sweep that cannot be understood; one clear message."""
+__all__ = ["combinations", "run_name", "split_values"]
 
 
 def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
@@ -24,12 +22,12 @@ def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
         pairs: whether overrides are ``KEY VALUE`` (yaml configs), not ``key=value``.
 
     Raises:
-        SweepError: neither; no values; or the same run twice.
+        ConfigError: neither; no values; or the same run twice.
     """
     if len(sweeps) == 1 and "=" not in sweeps[0]:
         path = Path(sweeps[0])
         if not path.is_file():
-            raise SweepError(f"--sweep {sweeps[0]}: must be key=a,b,c or a file of override lines")
+            raise ConfigError(f"--sweep {sweeps[0]}: must be key=a,b,c or a file of override lines")
         lines = [shlex.split(x, comments=True) for x in path.read_text("utf-8").splitlines()]
         runs = [line for line in lines if line]
     else:
@@ -38,15 +36,15 @@ def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
             key, sign, text = sweep.partition("=")
             values = split_values(text)
             if not sign or not key or not all(values):
-                raise SweepError(f"--sweep {sweep}: must be key=a,b,c")
+                raise ConfigError(f"--sweep {sweep}: must be key=a,b,c")
             axes.append([[key, v] if pairs else [f"{key}={v}"] for v in values])
         runs = [list(itertools.chain(*choice)) for choice in itertools.product(*axes)]
     names = [run_name(run) for run in runs]
     for name in names:
         if names.count(name) > 1:
-            raise SweepError(f"--sweep: {name} is there {names.count(name)} times")
+            raise ConfigError(f"--sweep: {name} is there {names.count(name)} times")
     if not runs:
-        raise SweepError("--sweep: no runs")
+        raise ConfigError("--sweep: no runs")
     return runs
 
 

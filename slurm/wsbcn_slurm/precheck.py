@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster_profile import Profile
+from detectron2.config import LazyConfig
 
 from wsbcn_d2 import data  # noqa: F401  registers datasets
-from wsbcn_d2.engine import RunConfig, check_config, load_config, read_config, resolve_config_file
+from wsbcn_d2.engine import (
+    RunConfig,
+    Task,
+    check_config,
+    load_config,
+    read_config,
+    resolve_config_file,
+)
 from wsbcn_d2.errors import ConfigError
+
+from .profile import Profile
 
 __all__ = ["Plan", "check_run"]
 
@@ -46,12 +57,19 @@ class Plan:
     checkpoint_bytes: int
     evaluations: int
 
+    def save_config(self, path: Path) -> None:
+        """Save the resolved config."""
+        if self.config.lazy:
+            LazyConfig.save(self.config.cfg, str(path))
+        else:
+            path.write_text(self.config.cfg.dump(), encoding="utf-8")
+
 
 def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -> Plan:
     """Everything that can be known before the job runs.
 
     Args:
-        args: ``config_file``, ``resume`` and ``eval_only`` are read.
+        args: ``script``, ``config_file``, ``resume`` and ``eval_only`` are read.
         opts: overrides.
         profile: says how many processes there will be.
 
@@ -59,10 +77,11 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         ConfigError: with what to put right.
     """
     path = os.path.abspath(resolve_config_file(args.config_file))
-    config = read_config(load_config(path, opts))
+    task = _find_task(args.script)
+    config = read_config(load_config(path, opts, task), task)
     folder = Path(config.options.output_dir).expanduser().absolute()
     opts = [*opts, *config.override("output_dir", folder)]
-    cfg = load_config(path, opts)
+    cfg = load_config(path, opts, task)
     if not (args.resume or args.eval_only) and (folder / "last_checkpoint").exists():
         raise ConfigError(
             f"{folder} holds an earlier run's checkpoints, which a restart of this one might "
@@ -72,7 +91,7 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
     batch = []
     images = 0
     for nodes in profile.node_counts:
-        config = read_config(cfg, world_size=nodes * profile.tasks)
+        config = read_config(cfg, task, world_size=nodes * profile.tasks)
         check_config(config, args)
         plan = None if args.eval_only else config.batch_plan()
         if plan is not None:
@@ -102,3 +121,15 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
         if config.options.eval_period > 0
         else 1,
     )
+
+
+def _find_task(script: str) -> Task | None:
+    """The ``TASK`` of a script, which is what it trains; None without one."""
+    if not Path(script).is_file():
+        raise ConfigError(f"--script {script}: no such file")
+    sys.path.insert(0, str(Path(script).resolve().parent))  # as Python does for a script
+    try:
+        task = runpy.run_path(script).get("TASK")
+    except Exception as error:  # any Python
+        raise ConfigError(f"--script {script}: {type(error).__name__}: {error}") from error
+    return task if isinstance(task, Task) else None

@@ -17,6 +17,8 @@ class RunFolder:
     - ``log.txt``: what all processes printed, each line behind its rank;
       ``rank_<r>.txt``: what one did.
     - ``events.jsonl``: what happened to its jobs.
+    - ``attempt_<job>.<restart>``: where the processes of one start of a job leave word for each
+      other; it is there as long as they are.
     - ``run.json``: what was submitted last.
     - ``1``, ``2``, …: one folder for each submission, with the resolved config, the command, the
       commit and what differs from it, the environment, the code, and submitit's files.
@@ -29,8 +31,6 @@ class RunFolder:
         self.output_dir = Path(output_dir).absolute()
         self.folder = self.output_dir / "slurm"
         self.log = self.folder / "log.txt"
-        # The attempt in which a process raised: "<job> <restart>".
-        self.failed = self.folder / "failed"
 
     def exists(self) -> bool:
         """Whether anything was submitted here."""
@@ -48,13 +48,21 @@ class RunFolder:
         return self.folder / str(max(numbers, default=0) + 1)
 
     def note(self, event: str, job: str, restart: int = 0, **details: Any) -> None:
-        """Append one line to the events. One write: other processes may be at it too."""
+        """Append a line to the events, in one write, because other processes may append too.
+
+        Args:
+            event: ``submitted``, ``started``, ``requeued``, ``failed``, ``finished``,
+                ``cancelled``. job.sh notes some of them.
+            job: id of the job.
+            restart: how often the job was started before.
+            details: further fields.
+        """
         entry = {"time": round(time.time(), 3), "event": event, "job": job, "restart": restart}
         with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({**entry, **details}) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """All of them, in order; none where there is no file."""
+        """All events, in order; none where there is no file."""
         try:
             lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:

@@ -1,0 +1,1 @@
+"""Training on a SLURM cluster, with submitit. The scripts beside this package are its commands."""
