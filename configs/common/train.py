@@ -63,6 +63,8 @@ train = dict(
     device="auto",
     # Of weights, data and samplings; negative: a new one each run, which --resume keeps.
     seed=-1,
+    # Checks of the config (train_net.py --check; docs/checks.md) to leave out, by name.
+    silence=[],
     # Deterministic algorithms where torch has them (slower).
     deterministic=False,
     cudnn_benchmark=False,

@@ -63,6 +63,7 @@ WRONG = {
     "log_period": [0, -20, 0.5],
     "device": ["gpu", "cuda:x", 0],
     "seed": [1.5, "one", 2**31],
+    "silence": ["gn-one-channel", [1], None],
     "deterministic": [1],
     "cudnn_benchmark": ["x"],
     "vis.num_images": [-1],

@@ -20,6 +20,7 @@ from ..norms.switchable_norm import SwitchNorm
 from .norm_kinds import describe_norms, infer_norms, match_names, same_kind
 
 __all__ = [
+    "FAR",
     "compare_parameters",
     "compare_with_checkpoint",
     "describe_minibatch",
@@ -46,7 +47,7 @@ _SETTINGS = {
 # A difference of pixel values that no rounding makes.
 _PIXEL_TOLERANCE = 0.5
 # "Comparable" batch sizes are the paper's word; (8, 32) finetuned with 2 images is its bad example.
-_FAR = 4
+FAR = 4
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _compare_minibatch(
         synchronized = _statistics(kind) == "ranks"
         size = images * comm.get_world_size() if synchronized else images
         pooled = "over all processes" if synchronized else "a process"
-        if max(before, size) > _FAR * min(before, size):
+        if max(before, size) > FAR * min(before, size):
             yield (
                 f"minibatch: statistics over {before} images in pretraining, over {size} {pooled} "
                 f"with the model's {kind}. arXiv:1907.10473, Table XI: the two should be "

@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.files import disk_error, root_os_error
 from ..errors import UserError, exit_with_message
+from .advice import report_advice
 from .checks import check_config, check_data
 from .config import load_config, read_config, resolve_config_file
 from .evaluation import evaluate
@@ -37,6 +38,11 @@ def argument_parser(epilog: str = "") -> argparse.ArgumentParser:
         metavar="FOLDER",
         default="",
         help="your own images and labels (COCO, VOC, YOLO, LabelMe, CSV), as data.train=FOLDER",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look the config over (docs/checks.md), say what was found, and start nothing",
     )
     parser.set_defaults(dist_url="auto")
     return parser
@@ -77,6 +83,9 @@ def run(args: argparse.Namespace, task: Task | None = None) -> None:
     check_config(config, args)
     if args.num_machines == 1 and not under_torchrun():
         check_data(config, args)
+    if getattr(args, "check", False):
+        print(f"{args.config_file}: {report_advice(config)}")
+        return
     # This process only waits, unless it is the one that trains.
     spawns = world_size > 1 and not under_torchrun()
     with forward_signals(config.options.signal_numbers() if spawns else []):

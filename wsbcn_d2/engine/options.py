@@ -204,6 +204,13 @@ class Options:
             lambda v: _is_int(v) and v < 2**31,
         ),
     ]
+    silence: Annotated[
+        list[str],
+        Rule(
+            "a list of names of checks",
+            lambda v: isinstance(v, (list, tuple)) and all(isinstance(name, str) for name in v),
+        ),
+    ]
     deterministic: _Flag
     cudnn_benchmark: _Flag
     vis: Vis

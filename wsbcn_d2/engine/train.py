@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoint import WSBCNCheckpointer
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
 from ..norms import prepare_sync_norms
+from .advice import give_advice
 from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
 from .config_record import config_changes, describe_changes, flatten_config
@@ -54,6 +55,8 @@ def train(config: RunConfig, resume: bool) -> Results:
         TrainingStopped: a signal of ``train.stop_signals`` came; the checkpoint is saved.
     """
     training = Training(config)
+    if not resume:
+        give_advice(config, training.model)
     start_iter = training.load(resume)
     training.open_data(start_iter)
     training.run(start_iter)

@@ -53,6 +53,7 @@ _ADDED_KEYS = {
     "ssn_full_at": "SOLVER.SSN_FULL_AT",
     "batch_average_iters": "SOLVER.BATCH_AVERAGE_ITERS",
     "stop_signals": "SOLVER.STOP_SIGNALS",
+    "silence": "SOLVER.SILENCE",
     "ema.enabled": "SOLVER.EMA.ENABLED",
     "ema.decay": "SOLVER.EMA.DECAY",
     "bad_data.action": "DATALOADER.BAD_DATA.ACTION",

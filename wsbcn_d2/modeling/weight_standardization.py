@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from .. import norms
 from ..norms.weight_standardization import check_weight_shape
 
-__all__ = ["WSConv2d", "plain_conv", "standardize_convs", "standardized"]
+__all__ = ["WSConv2d", "norm_of_convs", "plain_conv", "standardize_convs", "standardized"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +92,13 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
         ValueError: a convolution to be standardized has one weight per filter, or ``eps_mode`` is
             unknown; nothing is converted then.
     """
-    followed = {id(conv) for conv in _convs_before_norms(module)}
+    followed = norm_of_convs(module)
     convs: list[tuple[str, Any]] = [
         (name, m) for name, m in module.named_modules() if isinstance(m, _CONV_TYPES)
     ]
     chosen, foreign = [], []
     for name, conv in convs:
-        if id(conv) not in followed:
+        if conv not in followed:
             continue
         if isinstance(conv, norms.WSConvMixin) or type(conv) in _STANDARDIZED:
             try:
@@ -131,10 +130,16 @@ def plain_conv(conv: Any) -> Any:
     return conv
 
 
-def _convs_before_norms(root: nn.Module) -> Iterator[nn.Module]:
+def norm_of_convs(root: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The convolutions that a norm follows, and that norm.
+
+    Args:
+        root: the model; see `standardize_convs` for what counts as following.
+    """
+    found: dict[nn.Module, nn.Module] = {}
     for module in root.modules():
         if isinstance(module, layers.Conv2d) and module.norm is not None:
-            yield module
+            found[module] = module.norm
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
             continue  # their order is not an order of calls
         for conv, norm in itertools.pairwise(module.children()):
@@ -144,7 +149,8 @@ def _convs_before_norms(root: nn.Module) -> Iterator[nn.Module]:
                 and isinstance(norm, _NORM_TYPES)
                 and _width(norm) in (conv.out_channels, None)
             ):
-                yield conv
+                found[conv] = norm
+    return found
 
 
 def _width(norm: nn.Module) -> int | None:
