@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.projects.deeplab.loss import DeepLabCE
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -32,8 +31,7 @@ class Segmentor(nn.Module):
         pixel_std: the deviation.
         auxiliary_weight: of the auxiliary head's loss.
         ignore_value: label of pixels that do not count.
-        hardest: share of a batch's pixels whose loss counts, those with the largest; 0.2 in
-            detectron2's DeepLab (``DeepLabCE``).
+        class_weights: of each class in the loss, which is the mean with these weights; None for 1.
         align_corners: how class scores are enlarged, as in ``F.interpolate``; True in the releases
             of GN + WS and BCN + WS.
         test_scales: as in `predict`; also `test_flip` and `test_window`.
@@ -44,6 +42,7 @@ class Segmentor(nn.Module):
     input_format = "RGB"  # what `SegmentationMapper` gives
     pixel_mean: Tensor
     pixel_std: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class Segmentor(nn.Module):
         pixel_std: Sequence[float],
         auxiliary_weight: float = 0.4,
         ignore_value: int = 255,
-        hardest: float = 1.0,
+        class_weights: Sequence[float] | None = None,
         align_corners: bool = False,
         test_scales: Sequence[float] = (1.0,),
         test_flip: bool = False,
@@ -67,10 +66,11 @@ class Segmentor(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.auxiliary_weight = auxiliary_weight
         self.ignore_value = ignore_value
-        self.hardest = hardest
         self.align_corners = align_corners
         self.test_scales, self.test_flip = tuple(test_scales), test_flip
         self.test_window = test_window
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -125,12 +125,15 @@ class Segmentor(nn.Module):
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         scores = self._enlarge(scores.float(), labels.shape[-2:])
-        if self.hardest < 1:
-            loss: Tensor = DeepLabCE(self.ignore_value, self.hardest)(scores, labels)
-            return loss
-        # Not CrossEntropyLoss's own mean, which is 0/0 for a crop without labels.
-        loss = F.cross_entropy(scores, labels, ignore_index=self.ignore_value, reduction="sum")
-        return loss / (labels != self.ignore_value).sum().clamp(min=1)
+        # The mean over a crop without labels is 0/0.
+        reduction = "mean" if (labels != self.ignore_value).any() else "sum"
+        return F.cross_entropy(
+            scores,
+            labels,
+            weight=self.class_weights,
+            ignore_index=self.ignore_value,
+            reduction=reduction,
+        )
 
     def _enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(
