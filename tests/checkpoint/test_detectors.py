@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from detectron2 import model_zoo
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -16,6 +19,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes
 from PIL import Image
 from torch import nn
+from torchvision.ops import roi_align
 from torchvision.transforms.functional import pil_to_tensor
 
 import wsbcn_d2
@@ -35,6 +39,7 @@ from tests.checkpoint.published_detectors import (
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint import WSBCNCheckpointer, convert_state, convert_weights
 from wsbcn_d2.data import digits
+from wsbcn_d2.norms import SwitchNorm2d
 
 GN = partial(nn.GroupNorm, 32)
 MMDETECTION = {"source": "mmdet", "ws": True}
@@ -54,11 +59,8 @@ def image():
     return pil_to_tensor(Image.open(path).convert("RGB").resize((224, 160))).double()
 
 
-def model_of(recipe):
-    """A recipe's model, as narrow as `Detector`; whatever is not loaded into it shows."""
-    model = recipes.get_config(recipe).model
-    norm = model.backbone.bottom_up.stem.norm
-    model.backbone.bottom_up.stages = [
+def bottleneck_stages(layers, norm):
+    return [
         L(ResNet.make_stage)(
             block_class=BottleneckBlock,
             num_blocks=blocks,
@@ -69,8 +71,15 @@ def model_of(recipe):
             stride_in_1x1=False,
             norm=norm,
         )
-        for i, blocks in enumerate(LAYERS)
+        for i, blocks in enumerate(layers)
     ]
+
+
+def model_of(recipe):
+    """A recipe's model, as narrow as `Detector`; whatever is not loaded into it shows."""
+    model = recipes.get_config(recipe).model
+    norm = model.backbone.bottom_up.stem.norm
+    model.backbone.bottom_up.stages = bottleneck_stages(LAYERS, norm)
     model.backbone.out_channels = model.proposal_generator.head.in_channels = WIDTH
     heads = model.roi_heads
     heads.num_classes = CLASSES
@@ -240,27 +249,92 @@ def test_detectrons_pickle_is_as_detectron2_reads_it(tmp_path):
         assert torch.equal(conversion.state[ours], tensor), name
 
 
-def test_anchors_of_several_sizes_are_ordered_as_the_generator_has_them(tmp_path):
-    """A C4 model whose objectness is a softmax. Each anchor's numbers say which it is."""
+# --- C4: res5 is the head, and one level has anchors of all sizes ----------------------------
+
+C4_HEADS = {
+    "RPN.RPN_conv": (1024, 1024, 3, 3),
+    "RPN.RPN_cls_score": (30, 1024, 1, 1),
+    "RPN.RPN_bbox_pred": (60, 1024, 1, 1),
+    "Box_Outs.cls_score": (CLASSES + 1, 2048),
+    "Box_Outs.bbox_pred": (4 * (CLASSES + 1), 2048),
+    "Mask_Head.upconv5": (2048, 256, 2, 2),
+    "Mask_Outs.classify": (CLASSES + 1, 256, 1, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def c4():
+    """The backbone with res5, and what SwitchNorm_Detection saves of a Mask R-CNN around it."""
     reference = Reference(ReleasedSN, rename=detectron_pytorch_backbone("Conv_Body."))
-    state = {key.replace("Conv_Body.res5", "Box_Head.res5"): x
-             for key, x in reference.state().items()}  # fmt: skip
+    state = {k.replace("Conv_Body.res5", "Box_Head.res5"): x for k, x in reference.state().items()}
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in C4_HEADS.items():
+        out_channels = shape[1] if name.endswith("upconv5") else shape[0]
+        state[f"{name}.weight"] = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        state[f"{name}.bias"] = torch.randn(out_channels, generator=generator)
+    # The mask head has the box head's res5.
+    state |= {k.replace("Box_", "Mask_"): x for k, x in state.items() if "res5" in k}
+    return reference, state
+
+
+def test_c4_heads_give_the_same_boxes_and_masks(c4, tmp_path):
+    reference, state = c4
+    torch.save({"model": state}, tmp_path / "c4.pth")
+    model = model_zoo.get_config("common/models/mask_rcnn_c4.py").model
+    norm = model.backbone.stem.norm = partial(SwitchNorm2d, unbiased=True)
+    model.backbone.stages = bottleneck_stages(reference.layers[:3], norm)
+    model.roi_heads.res5.update(
+        num_blocks=1, stride_per_block=[2], bottleneck_channels=256, stride_in_1x1=False, norm=norm
+    )
+    model.roi_heads.num_classes = CLASSES
+    ours = instantiate(model).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.fill_(float("nan"))
+    conversion = loaded(ours, tmp_path / "c4.pth", tmp_path)
+    assert (conversion.pretraining.roi_align, conversion.pretraining.roi_sampling) == (
+        "ROIAlign",
+        0,
+    )
+    assert "a copy of the box" in conversion.ignored["Mask_Head.res5.0.conv1.weight"]
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
+    boxes = torch.tensor([[3.0, 5.0, 60.0, 50.0], [20, 8, 90, 60]]).double()
+    rois = torch.cat([torch.zeros(2, 1), boxes], 1)
+    with torch.no_grad():
+        res4 = reference.features(image)["res4"]
+        network = reference.network.double()
+        res5 = network.layer4(roi_align(res4, rois, 14, 1 / 16, 0, False))
+        network.float()
+        weights = {name: tensor.double() for name, tensor in state.items()}
+
+        def theirs(name, layer, x, **options):
+            return layer(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+        mean = res5.mean((2, 3))
+        scores = theirs("Box_Outs.cls_score", F.linear, mean)
+        deltas = theirs("Box_Outs.bbox_pred", F.linear, mean)
+        masks = theirs("Mask_Head.upconv5", F.conv_transpose2d, res5, stride=2).relu()
+        masks = theirs("Mask_Outs.classify", F.conv2d, masks)
+
+        ours.double()
+        features = ours.backbone(image)["res4"]
+        close(features, res4)
+        pooled = ours.roi_heads._shared_roi_transform([features], [Boxes(boxes)])
+        our_scores, our_deltas = ours.roi_heads.box_predictor(pooled.mean((2, 3)))
+        close(our_scores, scores.roll(-1, 1))
+        close(our_deltas, deltas[:, 4:])
+        close(ours.roi_heads.mask_head.layers(pooled), masks[:, 1:])
+
+
+def test_c4_anchors_are_ordered_as_the_generator_has_them(c4):
+    """Detectron has the ratio first. Each anchor's biases say which it is; softmax of two."""
+    state = dict(c4[1])
     anchors = [(size, ratio) for ratio in (0.5, 1.0, 2.0) for size in (32, 64, 128, 256, 512)]
     sizes, ratios = (torch.tensor(column) for column in zip(*anchors, strict=True))
-    weights = {"RPN.RPN_conv": (8, 1024, 3, 3), "RPN.RPN_cls_score": (30, 8, 1, 1),
-               "RPN.RPN_bbox_pred": (60, 8, 1, 1), "Box_Outs.cls_score": (6, 2048),
-               "Box_Outs.bbox_pred": (24, 2048)}  # fmt: skip
-    state |= {f"{name}.weight": torch.zeros(shape) for name, shape in weights.items()}
-    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in weights.items()}
     background = torch.randn(15, generator=torch.Generator().manual_seed(0))
     state["RPN.RPN_cls_score.bias"] = torch.cat([background, background + sizes])
     state["RPN.RPN_bbox_pred.bias"] = (ratios[:, None] + torch.arange(4) * 10).flatten()
-    state["Box_Outs.cls_score.bias"] = torch.arange(6.0)
-    state |= {f"Mask_Head.res5.0.{k}": torch.ones(1) for k in ("conv1.weight", "sn1.bias")}
-    conversion = convert_state(state)
-    found = conversion.state
-    assert {"backbone.res4.0.conv1.weight", "roi_heads.res5.0.conv1.weight"} <= set(found)
-    assert conversion.pretraining.roi_sampling == 0
+    found = convert_state(state).state
     generator = DefaultAnchorGenerator(
         sizes=[[32, 64, 128, 256, 512]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[16]
     )
@@ -270,6 +344,12 @@ def test_anchors_of_several_sizes_are_ordered_as_the_generator_has_them(tmp_path
     assert torch.allclose(found[f"{rpn}.objectness_logits.bias"], (width * height).sqrt())
     deltas = found[f"{rpn}.anchor_deltas.bias"].view(15, 4)
     assert torch.allclose(deltas, (height / width)[:, None] + torch.arange(4) * 10)
-    scores = found["roi_heads.box_predictor.cls_score.bias"]
-    assert scores.tolist() == [1, 2, 3, 4, 5, 0]
-    assert len(found["roi_heads.box_predictor.bbox_pred.bias"]) == 20
+    assert found[f"{rpn}.objectness_logits.weight"].shape == (15, 1024, 1, 1)
+
+
+def test_a_detector_of_mmdetection_1_is_refused(sn):
+    state = {name.replace("roi_head.", ""): x for name, x in mmdetection(sn).items()}
+    gn = {k: x for k, x in state.items() if not re.search(r"running|mean_weight|var_weight", k)}
+    with pytest.raises(ValueError, match=r"mmdetection before 2\.0.*--backbone-only"):
+        convert_state(gn, source="mmdet", ws=False)
+    assert not convert_state(gn, source="mmdet", ws=False, backbone_only=True).detector

@@ -166,12 +166,16 @@ def describe_pretraining(
 def _describe_detector(made: Pretraining, state: Mapping[str, Tensor]) -> None:
     """All of these projects' two-stage detectors have the same deltas; coordinates differ."""
     made.box_weights = (10.0, 10.0, 5.0, 5.0)
-    old = has_background_first(state)
-    made.boxes = "inclusive" if old else "exclusive"
-    made.roi_align = "ROIAlign" if old else "ROIAlignV2"
-    # Detectron's configs with FPN take two points; mmdetection before 2.0 did too.
-    fpn = any(name.startswith("backbone.fpn_") for name in state)
-    made.roi_sampling = 2 if old and fpn else 0
+    made.boxes, made.roi_align, made.roi_sampling = "exclusive", "ROIAlignV2", 0
+    if has_background_first(state):
+        if made.source == "mmdet":
+            raise ValueError(
+                "this is a detector of mmdetection before 2.0, whose anchors and boxes no model "
+                "here has; --backbone-only converts its backbone"
+            )
+        fpn = any(name.startswith("backbone.fpn_") for name in state)
+        # Detectron's configs with FPN take two points.
+        made.boxes, made.roi_align, made.roi_sampling = "inclusive", "ROIAlign", 2 if fpn else 0
 
 
 def _saved_config(around: Mapping[str, Any]) -> str:
