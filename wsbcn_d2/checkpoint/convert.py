@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from .detectors import (
     move_into_detector,
     translate_heads,
 )
+from .files import replacing
 from .input_folding import fold_input_into_stem
 from .norm_fields import convert_fields, norm_kind, split_norms
 from .pretraining import Pretraining, describe_pretraining
@@ -100,9 +100,9 @@ def convert_weights(
     path, output = Path(path), Path(output)
     if output.suffix != ".pth":
         raise ValueError(f"output ({output}) must end in .pth: detectron2 knows the format by it")
-    state, around = unwrap(read_checkpoint(path, trust))
+    state, metadata = unwrap(read_checkpoint(path, trust))
     try:
-        conversion = convert_state(state, around, **{"file_name": path.name, **options})
+        conversion = convert_state(state, metadata, **{"file_name": path.name, **options})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     content = {
@@ -113,29 +113,22 @@ def convert_weights(
         "pretraining": asdict(conversion.pretraining),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.tmp{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(str(output)) as file:
+        torch.save(content, file)
     logger.info("Converted %s to %s\n%s", path, output, conversion.summary())
     return conversion
 
 
 def convert_state(
     state: Mapping[str, Tensor],
-    around: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     *,
     file_name: str = "",
     source: str | None = None,
     batch_average_count: int | None = None,
     fold_input: bool = False,
     backbone_only: bool = False,
-    **told: Any,
+    **overrides: Any,
 ) -> Conversion:
     """Convert tensors by name, from `unwrap`.
 
@@ -143,7 +136,7 @@ def convert_state(
 
     Args:
         state: the tensors.
-        around: what else the file held.
+        metadata: other content of the file.
         file_name: its name; some sources say there what the content does not.
         source: a key of `SOURCES`; None: recognized.
         batch_average_count: K, for a file of SN's batch-average mode, whose running statistics are
@@ -151,8 +144,8 @@ def convert_state(
         fold_input: as in `fold_input_into_stem`, so that the weights take RGB input with ImageNet's
             deviation.
         backbone_only: leave the neck and heads of a detector out.
-        told: what the caller knows better than the file: ``ws``, ``minibatch``, ``stride_in_1x1``,
-            ``input_format``, ``pixel_mean``, ``pixel_std``, as in `Pretraining`.
+        overrides: fields of `Pretraining` that the file does not tell: ``ws``, ``minibatch``,
+            ``stride_in_1x1``, ``input_format``, ``pixel_mean``, ``pixel_std``.
 
     Raises:
         ValueError: an unknown source; a key that has no place in detectron2's model, or a tensor
@@ -160,15 +153,15 @@ def convert_state(
             that are sums, and no ``batch_average_count``; WS that only the caller can know of; an
             input that cannot be folded.
     """
-    around = around or {}
+    metadata = metadata or {}
     if source is None:
-        source = recognize(state, around, file_name)
+        source = recognize(state, metadata, file_name)
     elif source not in SOURCES:
         raise ValueError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
     heads = {} if backbone_only else translate_heads(source, state)
     detector = is_detector(heads.values())
     mapped, ignored, tensors = _translate_all(source, state, heads if detector else {})
-    ignored |= {key: "not a tensor" for key in around}
+    ignored |= {key: "not a tensor" for key in metadata}
     norms = split_norms(tensors)
     keys = {name: key for key, name in mapped.items()}
     for name, became in finish_batch_average(norms, tensors, batch_average_count).items():
@@ -198,7 +191,7 @@ def convert_state(
     # A detector's heads may have another norm than its backbone.
     norm = ", ".join(sorted({kind for name, kind in kinds.items() if _is_backbone(name)}))
     pretraining, notes = describe_pretraining(
-        source, norm, tensors, around, file_name, told, detector
+        source, norm, tensors, metadata, file_name, overrides, detector
     )
     if fold_input:
         notes.append(fold_input_into_stem(tensors, pretraining))

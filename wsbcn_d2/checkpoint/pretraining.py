@@ -1,4 +1,4 @@
-"""How published weights were trained, as far as it matters to who loads them."""
+"""How published weights were trained, as far as it matters for loading them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sources import IMAGENET_MEAN, IMAGENET_STD, SOURCES
 
 __all__ = ["Pretraining", "describe_pretraining"]
 
-_TOLD = ("ws", "minibatch", "stride_in_1x1", "input_format", "pixel_mean", "pixel_std")
+_OVERRIDABLE = ("ws", "minibatch", "stride_in_1x1", "input_format", "pixel_mean", "pixel_std")
 
 
 @dataclass
@@ -98,37 +98,37 @@ def describe_pretraining(
     source: str,
     norm: str,
     state: Mapping[str, Tensor],
-    around: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     file_name: str,
-    told: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     detector: bool = False,
 ) -> tuple[Pretraining, list[str]]:
-    """Put together what the source, the file, its name and the user know.
+    """Describe weights from their source, the file, its name and the user's overrides.
 
     Args:
         source: a key of `SOURCES`.
         norm: kind of the norms.
         state: the tensors under detectron2's names.
-        around: what else the file held.
+        metadata: other content of the file.
         file_name: its name.
-        told: fields of `Pretraining` that the user knows better; entries of None do not count.
+        overrides: fields of `Pretraining` set by the user; None leaves a field alone.
         detector: whether the tensors are a whole detector's, as the file has its predictors.
 
     Returns:
         the description, and notes on what was taken from where.
 
     Raises:
-        ValueError: nobody knows whether the convolutions were standardized, or what was told is no
-            such field or value.
+        ValueError: it is not known whether the convolutions were standardized, or an override has a
+            wrong name or value.
     """
-    told = {key: value for key, value in told.items() if value is not None}
-    for key in told:
-        if key not in _TOLD:
-            raise ValueError(f"unknown option {key!r}; known: {', '.join(_TOLD)}")
-    if told.get("input_format", "RGB") not in ("RGB", "BGR"):
-        raise ValueError(f"input_format ({told['input_format']!r}) must be 'RGB' or 'BGR'")
-    if told.get("minibatch", 1) < 1:
-        raise ValueError(f"minibatch ({told['minibatch']}) must be at least 1")
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    for key in overrides:
+        if key not in _OVERRIDABLE:
+            raise ValueError(f"unknown option {key!r}; known: {', '.join(_OVERRIDABLE)}")
+    if overrides.get("input_format", "RGB") not in ("RGB", "BGR"):
+        raise ValueError(f"input_format ({overrides['input_format']!r}) must be 'RGB' or 'BGR'")
+    if overrides.get("minibatch", 1) < 1:
+        raise ValueError(f"minibatch ({overrides['minibatch']}) must be at least 1")
     notes: list[str] = []
     known = SOURCES[source]
     first = state["res2.0.conv2.weight"]
@@ -150,15 +150,15 @@ def describe_pretraining(
     )
     if detector:
         _describe_detector(made, state)
-    config = _saved_config(around) if source == "mmdet" else ""
+    config = _saved_config(metadata) if source == "mmdet" else ""
     if config:
         notes.append("stride, input and pooling are from the config in the file")
         _read_config(made, config)
-    if "ws" not in told:
+    if "ws" not in overrides:
         made.ws = _standardized(known.ws, norm, config, file_name, notes)
-    if "minibatch" not in told:
+    if "minibatch" not in overrides:
         made.minibatch = _minibatch_from_name(source, file_name, notes)
-    for key, value in told.items():
+    for key, value in overrides.items():
         setattr(made, key, tuple(value) if key.startswith("pixel") else value)
     return made, notes
 
@@ -178,9 +178,9 @@ def _describe_detector(made: Pretraining, state: Mapping[str, Tensor]) -> None:
         made.boxes, made.roi_align, made.roi_sampling = "inclusive", "ROIAlign", 2 if fpn else 0
 
 
-def _saved_config(around: Mapping[str, Any]) -> str:
+def _saved_config(metadata: Mapping[str, Any]) -> str:
     """The config that mmdetection saves in its checkpoints, as text."""
-    meta = around.get("meta")
+    meta = metadata.get("meta")
     for key in ("config", "cfg"):
         if isinstance(meta, Mapping) and isinstance(meta.get(key), str):
             return meta[key]

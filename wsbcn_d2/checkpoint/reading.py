@@ -52,7 +52,7 @@ def check_is_file(path: str | Path) -> None:
 def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -> Any:
     """Read a checkpoint file: torch's formats old and new, pickles of arrays, safetensors.
 
-    The format is told from the content, not from the file's name.
+    The format is recognized by content, not by the name of the file.
 
     Args:
         path: a local file.
@@ -152,10 +152,10 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def unwrap(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict inside a checkpoint, and what lay around it.
+    """Separate the state dict of a checkpoint from its other content.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
+        checkpoint: content returned by `read_checkpoint`.
 
     Returns:
         tensors by name, without ``module.`` of (Distributed)DataParallel in front, floating ones in
@@ -164,13 +164,13 @@ def unwrap(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: there are no tensors in it.
     """
-    around: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     state = checkpoint
     while isinstance(state, Mapping):
         inner = [key for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
         if not inner:
             break
-        around |= {str(k): v for k, v in state.items() if k != inner[0]}
+        metadata |= {str(k): v for k, v in state.items() if k != inner[0]}
         state = state[inner[0]]
     if not isinstance(state, Mapping):
         raise ValueError(f"no state dict in the checkpoint, but a {type(state).__name__}")
@@ -182,10 +182,10 @@ def unwrap(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
             value = value.detach()
             tensors[str(key)] = value.float() if value.is_floating_point() else value
         else:
-            around[str(key)] = value
+            metadata[str(key)] = value
     if not tensors:
         first = ", ".join(map(str, list(state)[:10])) or "nothing"
         raise ValueError(f"no tensors in the checkpoint; its first keys: {first}")
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors, around
+    return tensors, metadata

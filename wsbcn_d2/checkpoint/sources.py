@@ -86,12 +86,12 @@ _NORM = r"(?:bn|gn|sn|norm)"
 _BLOB_NORM = r"_(?:bn|gn|sn)"
 
 
-def recognize(names: Iterable[str], around: Mapping[str, Any], file_name: str = "") -> str:
+def recognize(names: Iterable[str], metadata: Mapping[str, Any], file_name: str = "") -> str:
     """The source of a checkpoint.
 
     Args:
         names: of its tensors, from `unwrap`.
-        around: what else the file held, from `unwrap`.
+        metadata: other content of the file, from `unwrap`.
         file_name: its name, which tells GN + WS from GN where nothing else does.
 
     Returns:
@@ -123,7 +123,7 @@ def recognize(names: Iterable[str], around: Mapping[str, Any], file_name: str = 
             return "torchvision"
         if any_name(r"^layer1\.0\.bn1\.weight$"):
             # best_acc: what that project's script writes beside the weights.
-            if "best_acc" in around or re.search("gn-ws", file_name, re.IGNORECASE):
+            if "best_acc" in metadata or re.search("gn-ws", file_name, re.IGNORECASE):
                 return "ws"
             raise ValueError(
                 "GroupNorm under the names of torchvision, as both the WS release and timm have: "
