@@ -37,7 +37,7 @@ from tests.checkpoint.published_detectors import (
     mmdetection,
 )
 from wsbcn_d2 import recipes
-from wsbcn_d2.checkpoint import WSBCNCheckpointer, convert_state, convert_weights
+from wsbcn_d2.checkpoint import CATALOG, WSBCNCheckpointer, convert_state, convert_weights
 from wsbcn_d2.data import digits
 from wsbcn_d2.norms import SwitchNorm2d
 
@@ -233,11 +233,17 @@ def test_a_training_from_it_is_warned_and_its_model_stays(sn, tmp_path, caplog):
     assert ours.roi_heads.box_pooler.level_poolers[0].aligned
 
 
-def test_detectrons_pickle_is_as_detectron2_reads_it(tmp_path):
+@pytest.fixture(scope="module")
+def detectron(tmp_path_factory):
+    detector = Detector(GN, background_first=True, inclusive=True, aligned=False, sampling=2)
+    path = tmp_path_factory.mktemp("detectron") / "model_final.pkl"
+    path.write_bytes(pickle.dumps(detectron_blobs(detector), protocol=2))
+    return detector, path
+
+
+def test_detectrons_pickle_is_as_detectron2_reads_it(detectron, tmp_path):
     """Name by name, channel by channel: detectron2 knows Detectron's names too."""
-    theirs = Detector(GN, background_first=True, inclusive=True, aligned=False, sampling=2)
-    path = tmp_path / "model_final.pkl"
-    path.write_bytes(pickle.dumps(detectron_blobs(theirs), protocol=2))
+    theirs, path = detectron
     conversion = convert_weights(path, tmp_path / "converted.pth")
     assert conversion.detector and not conversion.pretraining.unbiased
     blobs = {k: torch.from_numpy(x) for k, x in detectron_blobs(theirs)["blobs"].items()
@@ -247,6 +253,18 @@ def test_detectrons_pickle_is_as_detectron2_reads_it(tmp_path):
     for name, tensor in expected.items():
         (ours,) = (ours for ours in conversion.state if f".{ours}".endswith(f".{name}"))
         assert torch.equal(conversion.state[ours], tensor), name
+
+
+def test_detectrons_input_is_folded_and_its_mean_taken(detectron, image, tmp_path):
+    theirs, path = detectron
+    ours = model_of("finetune/mask_rcnn_r50_fpn_gn_2x")
+    loaded(ours, path, tmp_path, **CATALOG["mask_rcnn_r50_fpn_gn_2x_detectron"].options)
+    mean = torch.tensor([102.9801, 115.9465, 122.7717]).double().view(3, 1, 1)
+    with torch.no_grad():
+        expected = theirs.features((image.flip(0) - mean)[None])
+        batch = ours.preprocess_image([{"image": image}]).tensor
+        for level, feature in zip(expected, ours.backbone(batch).values(), strict=True):
+            close(feature, level)
 
 
 # --- C4: res5 is the head, and one level has anchors of all sizes ----------------------------
