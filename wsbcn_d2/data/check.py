@@ -1,7 +1,7 @@
-"""Look a detection dataset over before it is trained or evaluated on.
+"""Checks of a detection dataset before it is used for training or evaluation.
 
-The JSON file itself is read, not what detectron2 makes of it: detectron2 would stop at the first
-error, with an exception that names neither the file nor the entry.
+The JSON file itself is checked, as detectron2 would stop at the first error in it, with an
+exception that names neither the file nor the entry.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["check_coco_json", "check_dataset", "read_coco_json"]
 
 
 def check_dataset(name: str, needs: Needs) -> Report:
-    """Look over a dataset of detectron2's catalog.
+    """Check a dataset of detectron2's catalog.
 
     Args:
-        name: registered. Where its metadata have ``json_file`` and ``image_root``, as
-            ``register_coco_instances`` sets them, the file is checked; otherwise the dicts that
-            the registered function returns.
-        needs: of the model.
+        name: registered name. If its metadata have ``json_file`` and ``image_root``, as those of
+            ``register_coco_instances``, the file is checked, and otherwise the dicts that the
+            registered function returns.
+        needs: what the model needs.
     """
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
@@ -71,13 +71,13 @@ def check_dataset(name: str, needs: Needs) -> Report:
 
 
 def check_coco_json(json_file: str, image_root: str, needs: Needs, *, lvis: bool = False) -> Report:
-    """Look over a file in COCO's format, and its images.
+    """Check a file in COCO's format, and its images.
 
     Args:
-        json_file: its path, or a URL that detectron2's ``PathManager`` reads.
-        image_root: the folder that the images' ``file_name`` are relative to.
-        needs: of the model.
-        lvis: whether it is in LVIS' format, where an image has a ``coco_url`` for a file name.
+        json_file: path, or URL that detectron2's ``PathManager`` reads.
+        image_root: folder that the images' ``file_name`` are relative to.
+        needs: what the model needs.
+        lvis: whether the format is LVIS', in which images have a ``coco_url`` for a file name.
     """
     report = Report(f"{json_file}:")
     collecting = gc.isenabled()
@@ -117,10 +117,10 @@ def _load_json(json_file: str) -> Any:
 
 
 def read_coco_json(json_file: str) -> dict[str, Any]:
-    """The content of a file in COCO's format: its lists are there, their entries not checked.
+    """Read a file in COCO's format and check that it has its lists, but not their entries.
 
     Raises:
-        UserError: it cannot be read, or a list is missing.
+        UserError: the file cannot be read, or lacks a list.
     """
     report = Report(f"{json_file}:")
     try:

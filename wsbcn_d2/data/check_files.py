@@ -1,4 +1,4 @@
-"""Whether the image files of a dataset are there, and a sample of them can be read."""
+"""Checks that the image files of a dataset exist, and that a sample of them can be read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _EXAMPLES = 4
 
 
 def check_files(images: Sequence[dict[str, Any]], image_root: str, needs: Needs) -> list[Finding]:
-    """What is wrong with the image files.
+    """Check the image files of a dataset.
 
-    A folder is listed once, as asking for each file would take minutes on a network file system.
-    A sample of images, spread over the dataset, is decoded.
+    Each folder is listed once, as checking files one by one would take minutes on a network file
+    system. A sample of images, spread over the dataset, is decoded.
 
     Args:
-        images: of the dataset, with ``id``, ``file_name`` and perhaps ``width`` and ``height``.
-        image_root: the folder that file names are relative to.
-        needs: training errors are warnings with ``skip_bad``; ``sample`` is how many to decode.
+        images: entries with ``id``, ``file_name`` and optionally ``width`` and ``height``.
+        image_root: folder that file names are relative to.
+        needs: with ``skip_bad``, errors of training images become warnings; ``sample`` is the
+            number of images to decode.
     """
     if image_root and "://" not in image_root and not os.path.isdir(image_root):
         return [Finding("error", f"no folder {os.path.abspath(image_root)} of images")]

@@ -1,7 +1,7 @@
-"""What can be wrong with COCO annotations: one table of rules for each kind of entry.
+"""Rules for COCO annotations: one table for each kind of entry.
 
-detectron2 and pycocotools raise a bare ``KeyError`` or ``AssertionError`` on the errors here, and
-leave out, without a word or in one line of a long log, what the warnings are about.
+On what is an error here, detectron2 and pycocotools raise a bare ``KeyError`` or
+``AssertionError``; what is a warning here they leave out silently, or with one line in a long log.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _BOX_TOLERANCE = 1.0
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that entries must not be.
+    """A property that entries must not have.
 
     Attributes:
-        severity: as a `Finding`'s.
-        what: the words after "3 of 12 annotations …".
-        broken: whether an entry breaks the rule. The rules before it hold for the entry.
+        severity: severity of the `Finding`.
+        what: text that follows "3 of 12 annotations".
+        broken: returns whether an entry breaks the rule; it has passed the rules before.
     """
 
     severity: Severity
@@ -44,12 +44,12 @@ class Rule:
 
 
 def apply_rules(entries: Sequence[Any], rules: Sequence[Rule], noun: str) -> list[Finding]:
-    """What the entries break: of each, the first rule only.
+    """Find the first rule that each entry breaks.
 
     Args:
-        entries: of the JSON file.
-        rules: in order; one that raises on an entry is broken by it.
-        noun: what the entries are called, in the plural.
+        entries: entries of the JSON file.
+        rules: in order; a rule that raises on an entry is broken by it.
+        noun: plural name of the entries.
     """
     broken: dict[int, list[Any]] = {}
     for entry in entries:
@@ -117,7 +117,7 @@ _NO_OBJECT = Rule("error", "are no JSON objects", lambda entry: not isinstance(e
 
 
 def category_rules() -> list[Rule]:
-    """Of ``categories``."""
+    """Rules for ``categories``."""
     return [
         _NO_OBJECT,
         *_without(["id", "name"]),
@@ -126,7 +126,7 @@ def category_rules() -> list[Rule]:
 
 
 def image_rules(required: Iterable[str]) -> list[Rule]:
-    """Of ``images``, with the keys that they must have."""
+    """Rules for ``images``, which must have these keys."""
     return [
         _NO_OBJECT,
         *_without(["id", *required]),
@@ -139,13 +139,13 @@ def image_rules(required: Iterable[str]) -> list[Rule]:
 def annotation_rules(
     images: dict[Any, dict[str, Any]], categories: Iterable[Any], needs: Needs, ids_may_repeat: bool
 ) -> list[Rule]:
-    """Of ``annotations``: errors, then what detectron2 leaves out or cuts off.
+    """Rules for ``annotations``: errors, then what detectron2 leaves out or clips.
 
     Args:
-        images: by id.
-        categories: ids.
-        needs: of the model.
-        ids_may_repeat: whether annotations may share ids, as detectron2 lets them in COCO's
+        images: images by id.
+        categories: ids of the categories.
+        needs: what the model needs.
+        ids_may_repeat: whether annotations may share ids, which detectron2 allows in COCO's
             minival files.
     """
     known = set(categories)
@@ -312,7 +312,7 @@ def _has_runs_of_another_size(annotation: dict[str, Any], image: dict[str, Any])
 
 
 def _overlap(annotation: dict[str, Any], image: dict[str, Any]) -> float:
-    """Of box and image: the shorter side, in pixels; negative where they are apart."""
+    """Shorter side of the intersection of box and image, in pixels; negative if they are apart."""
     x, y, w, h = annotation["bbox"]
     width, height = image.get("width", math.inf), image.get("height", math.inf)
     return min(min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0))

@@ -80,7 +80,12 @@ def digits_folder(root: Path) -> Path:
 
 
 def annotation_file(folder: Path, split: str) -> Path:
-    """The COCO annotation file of a split; ``folder`` is what :func:`build_digits` returns."""
+    """The COCO annotation file of a split.
+
+    Args:
+        folder: result of `build_digits`.
+        split: ``"train"`` or ``"val"``.
+    """
     return folder / "annotations" / f"digits_{split}.json"
 
 

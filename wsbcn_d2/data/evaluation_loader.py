@@ -13,11 +13,11 @@ __all__ = ["name_bad_images"]
 
 
 def name_bad_images(loader: Any) -> None:
-    """Have a test loader raise `BadDataError` with the file and id of an image that it cannot use.
+    """Make a test loader raise `BadDataError` with file and id of an image that it cannot use.
 
     Args:
-        loader: as ``build_detection_test_loader`` returns it, changed in place; others are left
-            alone.
+        loader: result of ``build_detection_test_loader``, changed in place; other loaders are not
+            changed.
     """
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, MapDataset):

@@ -1,4 +1,4 @@
-"""What looking a dataset over takes and gives: what a model needs, and what was found."""
+"""Input and result of checking a dataset: what a model needs, and the findings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a dataset.
+    """A flaw of a dataset.
 
     Attributes:
-        severity: ``"error"`` where a run would fail or learn from wrong labels, ``"warning"``
-            where it can go on, with less data or other pixels than meant.
-        message: what, how many, and the first ids.
-        examples: entries of the file that show it, the first few; empty where none does.
+        severity: ``"error"`` if a run would fail or learn from wrong labels, ``"warning"`` if it
+            can continue with less data or other pixels than intended.
+        message: the flaw, the number of entries that have it, and the first ids.
+        examples: the first few of these entries, if any.
     """
 
     severity: Severity
@@ -29,21 +29,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model wants of a dataset.
+    """What a model needs of a dataset.
 
     Attributes:
-        training: whether the data are trained on; otherwise they are evaluated on.
-        num_classes: of the model; None where it is not known.
-        num_classes_key: the config key that sets it.
+        training: whether the dataset is for training; otherwise it is for evaluation.
+        num_classes: number of classes of the model; None if it is not known.
+        num_classes_key: config key that sets it.
         masks: whether each instance needs a mask.
-        mask_format: ``"polygon"`` or ``"bitmask"``, as the mapper is told; None where the masks
-            may be of either kind.
-        num_keypoints: of each instance; 0 where none are needed.
-        filter_empty: whether training leaves out the images without annotations.
-        min_keypoints: visible ones that an image needs to be trained on.
-        skip_bad: whether training goes on without the images that cannot be read.
+        mask_format: ``"polygon"`` or ``"bitmask"``, the setting of the mapper; None if both are
+            accepted.
+        num_keypoints: keypoints per instance; 0 if none are needed.
+        filter_empty: whether training leaves out images without annotations.
+        min_keypoints: visible keypoints that a training image needs.
+        skip_bad: whether training continues without the images that cannot be read.
         coco_evaluation: whether pycocotools evaluates on the annotations.
-        sample: images that are decoded, spread over the dataset; 0: all.
+        sample: number of images to decode, spread over the dataset; 0 for all.
     """
 
     training: bool = True
@@ -61,12 +61,13 @@ class Needs:
 
 @dataclass
 class Report:
-    """What is wrong with a dataset.
+    """The findings on a dataset.
 
     Attributes:
-        source: its name, or its file.
-        findings: errors first.
-        class_names: in the order of the model's outputs; empty where they could not be read.
+        source: name of the dataset, or its file.
+        findings: the findings, errors first.
+        class_names: class names in the order of the model's outputs; empty if they could not be
+            read.
     """
 
     source: str
@@ -82,7 +83,7 @@ class Report:
         self.findings.append(Finding(severity, message))
 
     def __str__(self) -> str:
-        """The source, then a line a finding."""
+        """The source, followed by one line per finding."""
         ordered = sorted(self.findings, key=lambda finding: finding.severity)
         lines = [f"  {finding.severity}: {finding.message}" for finding in ordered]
         return "\n".join([self.source, *lines])

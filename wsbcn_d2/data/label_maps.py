@@ -12,16 +12,16 @@ __all__ = ["read_label_map"]
 
 
 def read_label_map(filename: str, copy: bool = True, dtype: Any = None) -> np.ndarray:
-    """The label map (H, W) in an image file, an array of its own.
+    """Read a label map, shape (H, W), from an image file.
 
-    For ``SemSegEvaluator(…, sem_seg_loading_fn=read_label_map)``, in the place of detectron2's
-    ``load_image_into_numpy_array``, which asks numpy never to copy; since numpy 2 that is an error.
-    To be deleted when detectron2's takes numpy 2.
+    For ``SemSegEvaluator(…, sem_seg_loading_fn=read_label_map)``. detectron2's own
+    ``load_image_into_numpy_array`` forbids numpy to copy, which is an error since numpy 2. To be
+    deleted when detectron2 supports numpy 2.
 
     Args:
-        filename: a path that detectron2's ``PathManager`` reads.
-        copy: ignored: it is always a copy.
-        dtype: of the array; None for the file's.
+        filename: path that detectron2's ``PathManager`` reads.
+        copy: ignored; the array is always a copy.
+        dtype: dtype of the array; None for that of the file.
     """
     with PathManager.open(filename, "rb") as file:
         return np.array(Image.open(file), dtype=dtype)

@@ -1,8 +1,8 @@
-"""Random numbers that depend on what they are drawn for, and on nothing drawn before.
+"""Random numbers that depend on a key and not on the numbers drawn before.
 
-A generator that runs through a whole training makes every number depend on all before it: on the
-number of processes and loader workers, on evaluations in between, on where a run was resumed. Here
-each sample and each forward pass starts the generators anew, from a key that says which it is.
+With generators that are seeded once, every number depends on the number of processes and workers,
+on evaluations in between, and on where a run was resumed. Here the generators are seeded for each
+sample and each forward pass, from a key that identifies it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["hashed", "seed_all", "seeded"]
 
 
 def hashed(*key: int | str, size: int = 8) -> int:
-    """A number of ``size`` bytes that depends on the whole key, the same on every machine."""
+    """Hash a key to a number of ``size`` bytes, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=size).digest(), "little")
 
 
@@ -31,14 +31,14 @@ def _seed_python_and_numpy(key: tuple[int | str, ...]) -> None:
 
 
 def seed_all(*key: int | str) -> None:
-    """Seed Python's, numpy's and torch's generators, those of all CUDA devices too."""
+    """Seed the generators of Python, numpy and torch, including those of all CUDA devices."""
     _seed_python_and_numpy(key)
     torch.manual_seed(hashed("torch", *key))
 
 
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
-    """Inside, the CPU's generators are seeded with ``key``; afterwards they are as before."""
+    """A context in which the CPU's generators are seeded with ``key``, and then restored."""
     state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         _seed_python_and_numpy(key)

@@ -1,11 +1,11 @@
-"""Training images in an order that the recipe decides, not the number of processes.
+"""A training loader whose order depends on the config and not on the number of processes.
 
-There is one endless sequence of dataset indices, as detectron2's samplers produce it. An index and
-its position in that sequence are a *sample*. Optimizer step s takes the next ``total_batch_size``
-samples, cuts them into micro-batches, and gives micro-batch m to rank m mod W. A sample's
-augmentation is drawn from (seed, position). So which images a step sees, and how they are
-augmented, depends on the recipe's seed and batch only; and a run continues anywhere by skipping
-indices, without loading an image.
+There is a single infinite sequence of dataset indices, produced by one of detectron2's samplers. An
+index and its position in the sequence are a *sample*. Each optimizer step takes the next
+``total_batch_size`` samples and splits them into micro-batches; micro-batch m goes to rank m mod W.
+The augmentation of a sample is drawn from (seed, position). The images of a step and their
+augmentations therefore depend on the seed and the batch size only, and a run can start at any
+position by skipping indices, without loading images.
 """
 
 from __future__ import annotations
@@ -71,30 +71,30 @@ def build_train_loader(
     max_bad_share: float = 0.01,
     **options: Any,
 ) -> TrainLoader:
-    """detectron2's ``build_detection_train_loader``, whose first arguments these are, with an order
-    that does not depend on the processes.
+    """detectron2's ``build_detection_train_loader`` with an order independent of the processes.
 
-    With aspect-ratio grouping, a step's images are dealt out wide ones first: at most one of its
-    micro-batches holds both orientations. (detectron2 groups across steps instead, and so lets the
-    number of images per GPU decide which images a step sees.)
+    It takes the arguments of detectron2's function, and those from ``images_per_gpu`` on. With
+    aspect-ratio grouping, the images of a step are sorted by orientation, so that at most one of
+    its micro-batches has both. (detectron2 groups images across steps, so that the number of images
+    per GPU affects which images a step sees.)
 
     Args:
-        dataset: list of dicts or map-style dataset.
-        mapper: from an element of ``dataset`` to a model input; one for which it returns None is
-            replaced silently.
-        sampler: one of detectron2's training samplers; its rank and seed are replaced. None
-            shuffles anew each time through the dataset.
-        total_batch_size: images of an optimizer step, over all ranks.
-        images_per_gpu: images of a micro-batch.
-        run_seed: of order and augmentations, equal on all ranks.
+        dataset: list of dicts, or map-style dataset.
+        mapper: maps an element of ``dataset`` to a model input. If it returns None, another element
+            is taken without a message.
+        sampler: one of detectron2's training samplers, whose rank and seed are replaced. None
+            shuffles the dataset in each epoch.
+        total_batch_size: images in an optimizer step, over all ranks.
+        images_per_gpu: images in a micro-batch.
+        run_seed: seed of the order and the augmentations, equal on all ranks.
         start: position of the first sample.
-        skip_bad: whether an image that cannot be loaded is replaced, or an error.
-        max_bad_share: of the images of a rank; more replaced ones are an error.
+        skip_bad: replace an image that cannot be loaded; otherwise it is an error.
+        max_bad_share: largest fraction of a rank's images that may be replaced.
         options: arguments of torch's ``DataLoader``.
 
     Raises:
-        ValueError: a sampler whose order cannot be made the same for all ranks, or a batch that
-            the micro-batches do not fill.
+        ValueError: the order of the sampler cannot be made equal on all ranks, or the batch is not
+            a multiple of the micro-batches of all ranks.
     """
     sequence = _global_order(sampler or TrainingSampler(len(dataset), seed=run_seed), run_seed)
     wide = _wide(dataset) if aspect_ratio_grouping and images_per_gpu > 1 else None
@@ -116,12 +116,15 @@ def build_train_loader(
 
 
 class TrainLoader:
-    """Endless iterable of this rank's micro-batches.
+    """Infinite iterable over the micro-batches of this rank.
+
+    Args:
+        loader: torch's ``DataLoader``.
+        num_samples: number of images in the dataset.
+        max_bad_share: as in `build_train_loader`.
 
     Attributes:
-        loader: torch's.
-        num_samples: images of the dataset.
-        loaded, skipped: images of this rank so far, and how many of them were bad and replaced.
+        loaded, skipped: number of images loaded on this rank, and of those that were replaced.
     """
 
     def __init__(
@@ -162,7 +165,7 @@ class TrainLoader:
             yield batch
 
     def dead_workers(self) -> list[str]:
-        """What became of each worker process that ended before the training did."""
+        """Describe the worker processes that ended before the training."""
         workers = getattr(self._iterator, "_workers", [])
         lines = []
         for i, worker in enumerate(workers):
@@ -200,7 +203,7 @@ def _wide(dataset: Any) -> list[bool] | None:
 
 
 class _MicroBatches(torchdata.Sampler[list[Sample]]):
-    """The samples of each of this rank's micro-batches, endlessly."""
+    """Infinite iterator over the samples of each micro-batch of this rank."""
 
     def __init__(
         self,
@@ -232,7 +235,7 @@ class _MicroBatches(torchdata.Sampler[list[Sample]]):
 
 
 class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
-    """Sample → the mapped image, and a message for each bad one that it replaces."""
+    """Maps a sample to the model input, and messages about the bad images that it replaces."""
 
     def __init__(
         self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int, skip_bad: bool
@@ -271,12 +274,12 @@ class _Samples(torchdata.Dataset[tuple[Any, list[str]]]):
 
 
 def describe_bad_image(record: Any, where: str, error: Exception) -> str:
-    """Return the message about an image that a mapper cannot use.
+    """The message about an image that a mapper cannot use.
 
     Args:
-        record: of the dataset.
-        where: in which part of the run, after the image's id.
-        error: of the mapper.
+        record: element of the dataset.
+        where: where in the run it was used, which follows the image's id.
+        error: raised by the mapper.
     """
     fields = record if isinstance(record, dict) else {}
     return (
@@ -287,7 +290,7 @@ def describe_bad_image(record: Any, where: str, error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """Where an error was raised, unless a file is to blame, or an image of another size."""
+    """Where an error was raised; "" for unreadable files and images of another size."""
     if isinstance(error, (OSError, SizeMismatchError)):
         return ""
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -309,10 +312,10 @@ class _Collate:
 
 
 def _init_worker(_: int) -> None:
-    """Have the worker end when its rank says so, not when anybody else does.
+    """Make the worker ignore SIGTERM from any process but its rank.
 
-    A scheduler sends SIGTERM to all processes of a job. The rank then finishes its step and saves a
-    checkpoint, for which it needs its workers.
+    A scheduler sends SIGTERM to all processes of a job, and the rank needs its workers to finish
+    the step after which it saves a checkpoint.
     """
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, "sigwaitinfo"):

@@ -87,8 +87,8 @@ def planned_world_size(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What all ranks of this machine have in common."""
+class _Ranks:
+    """What the ranks of this machine have in common."""
 
     main_func: Callable[..., Any]
     args: tuple[Any, ...]
@@ -146,7 +146,7 @@ def launch(
             "for that many CPU processes add the override train.device=cpu (lazy) or "
             "MODEL.DEVICE cpu (yaml)"
         )
-    job = _Job(
+    ranks = _Ranks(
         main_func,
         args,
         "nccl" if cuda else "gloo",
@@ -156,8 +156,8 @@ def launch(
         timeout,
     )
     if under_torchrun():
-        _join_torchrun(job)
-    elif job.world_size == 1:
+        _join_torchrun(ranks)
+    elif ranks.world_size == 1:
         main_func(*args)
     elif dist_url == "auto" and num_machines > 1:
         raise ConfigError(
@@ -165,24 +165,28 @@ def launch(
             "machine 0>:<free port>, the same on all of them"
         )
     else:
-        _spawn(job, *_open_store(dist_url, machine_rank, timeout))
+        _spawn(ranks, *_open_store(dist_url, machine_rank, timeout))
 
 
-def _run(job: _Job, rank: int, local_rank: int, store: dist.Store | None) -> None:
+def _run(ranks: _Ranks, rank: int, local_rank: int, store: dist.Store | None) -> None:
     """Join the process group, run, leave it."""
-    if job.backend == "nccl":
+    if ranks.backend == "nccl":
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Each process would start a thread per core; they would then wait for one another.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.local_size))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
     try:
         dist.init_process_group(
-            job.backend, store=store, rank=rank, world_size=job.world_size, timeout=job.timeout
+            ranks.backend,
+            store=store,
+            rank=rank,
+            world_size=ranks.world_size,
+            timeout=ranks.timeout,
         )
-        comm.create_local_process_group(job.local_size)
+        comm.create_local_process_group(ranks.local_size)
         # The first collective, as rank 0's set-up may take longer than NCCL's own time-out.
         comm.synchronize()
-        job.main_func(*job.args)
+        ranks.main_func(*ranks.args)
     except Exception as error:
         if is_consequence(error):
             time.sleep(_HEAD_START)
@@ -208,7 +212,7 @@ def is_consequence(error: BaseException) -> bool:
 # --- processes that are spawned here ---
 
 
-def _spawn(job: _Job, host: str, port: int, server: dist.Store | None) -> None:
+def _spawn(ranks: _Ranks, host: str, port: int, server: dist.Store | None) -> None:
     """Start the ranks of this machine and wait for them; ``server`` must live as long as they."""
     # torch hands on a traceback only.
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -216,8 +220,8 @@ def _spawn(job: _Job, host: str, port: int, server: dist.Store | None) -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = start_processes(
         _spawned,
-        (job, host, port, os.getpid(), sender),
-        nprocs=job.local_size,
+        (ranks, host, port, os.getpid(), sender),
+        nprocs=ranks.local_size,
         join=False,
         start_method=_START_METHOD,
     )
@@ -233,14 +237,14 @@ def _spawn(job: _Job, host: str, port: int, server: dist.Store | None) -> None:
             raise receiver.recv() from None
         if isinstance(error, ProcessExitedException) and error.exit_code == EXIT_STOPPED:
             raise SystemExit(EXIT_STOPPED) from None
-        raise RankFailedError(_describe(error, job)) from None
+        raise RankFailedError(_describe(error, ranks)) from None
     finally:
         _end(context)
 
 
 def _spawned(
     local_rank: int,
-    job: _Job,
+    ranks: _Ranks,
     host: str,
     port: int,
     parent: int,
@@ -252,8 +256,8 @@ def _spawned(
     os.setpgid(0, 0)
     _end_with(parent)
     try:
-        store = dist.TCPStore(host, port, is_master=False, timeout=job.timeout)
-        _run(job, job.first_rank + local_rank, local_rank, store)
+        store = dist.TCPStore(host, port, is_master=False, timeout=ranks.timeout)
+        _run(ranks, ranks.first_rank + local_rank, local_rank, store)
     except UserError as error:
         errors.send(error)
         raise
@@ -301,9 +305,9 @@ def _open_store(
     return host, server.port, server
 
 
-def _describe(error: ProcessException, job: _Job) -> str:
-    rank = job.first_rank + error.error_index
-    who = f"rank {rank} of {job.world_size} (host {socket.gethostname()}, pid {error.error_pid})"
+def _describe(error: ProcessException, ranks: _Ranks) -> str:
+    rank = ranks.first_rank + error.error_index
+    who = f"rank {rank} of {ranks.world_size} (host {socket.gethostname()}, pid {error.error_pid})"
     if not isinstance(error, ProcessExitedException):
         traceback = error.msg.partition("the following error:\n")[2].rstrip()
         return f"{who} failed:\n\n{traceback}"
@@ -335,12 +339,12 @@ def _end_with(parent: int) -> None:
 # --- processes of torchrun, or of another launcher that sets the same variables ---
 
 
-def _join_torchrun(job: _Job) -> None:
+def _join_torchrun(ranks: _Ranks) -> None:
     """Run one rank. Whoever started it ends the others when it fails."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with(os.getppid())
     try:
-        _run(job, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), store=None)
+        _run(ranks, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), store=None)
     except UserError:
         raise
     except Exception as error:
