@@ -15,6 +15,4 @@ use_resnetv2(model, depth=50)
 use_norm(model, "GN", standardize=True)
 train.max_iter = max_iter_24e
 train.pretrained = "wsbcn://resnetv2_50x1_bit_in21k"
-# Its norms stand before the convolutions, which BiT standardizes all the same.
-train.silence = ["ws-without-norm"]
 train.output_dir = "./output/finetune/mask_rcnn_bit_r50x1_fpn_2x"

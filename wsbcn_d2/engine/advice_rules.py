@@ -16,6 +16,7 @@ from ..checkpoint import CATALOG
 from ..checkpoint.comparison import FAR
 from ..checkpoint.reading import CheckpointError, read_checkpoint
 from ..modeling.norm_registry import NORMS
+from ..modeling.resnetv2 import BiTConv2d
 from ..modeling.weight_standardization import norm_of_convs
 from ..norms import SwitchNorm, WSConvMixin
 from .advice import Found, Setting, check
@@ -170,7 +171,9 @@ def _ws_without_norm(setting: Setting) -> Iterator[Found]:
     names = [
         name
         for name, module in setting.model.named_modules()
-        if isinstance(module, WSConvMixin) and id(module) not in followed
+        if isinstance(module, WSConvMixin)
+        and id(module) not in followed
+        and not isinstance(module, BiTConv2d)  # BiT's norms stand in front
     ]
     if names:
         yield (
