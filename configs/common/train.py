@@ -10,6 +10,10 @@ train = dict(
     pretrained="",
     # Iterations (optimizer steps) of the whole training.
     max_iter=90000,
+    # The length as passes over the training images instead: max_iter becomes what they take, and
+    # the learning rate's schedule, which is relative to it, follows. 0: max_iter counts. Lazy
+    # configs only.
+    epochs=0,
     # Images that a process puts through the model at once. The batch of a step is
     # dataloader.train.total_batch_size whatever the hardware: what images_per_gpu × processes leave
     # of it is accumulated. 0: total_batch_size / processes, hence no accumulation.

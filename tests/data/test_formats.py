@@ -285,3 +285,25 @@ def test_other_mistakes_are_told(tmp_path):
             resolve_config_file("finetune/keypoint_rcnn_r50_fpn_ws_gn_1x"),
             dataset=str(tmp_path / "mine"),
         )
+
+
+def test_epochs_are_counted_in_images_that_are_trained_on(tmp_path):
+    """Eight of ten images, one of them without an object: 7 × 5 / 2 iterations, rounded up."""
+    write("csv", tmp_path / "mine")
+    own = read_own_data(str(tmp_path / "mine"))
+    images = json.loads(Path(own.train.json_file).read_text())["images"]
+    first = Path(images[0]["file_name"]).name
+    file = tmp_path / "mine" / "boxes.csv"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(first)]
+    file.write_text("\n".join([*lines, f"{first},,,,,,,"]))
+    cfg = load_config(
+        resolve_config_file(RECIPE), ["train.epochs=5"], dataset=str(tmp_path / "mine")
+    )
+    config = read_config(cfg, world_size=1)
+    config.count_epochs()
+    assert config.options.max_iter == cfg.train.max_iter == 18
+    multiplier = config.build_scheduler(None)
+    assert multiplier(1.0) < 1e-3 < multiplier(0.5)
+    cfg.dataloader.train.dataset.names = "nowhere"
+    config.count_epochs()  # the checks say what is wrong
+    assert config.options.max_iter == 18

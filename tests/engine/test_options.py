@@ -36,6 +36,7 @@ WRONG = {
     "init_checkpoint": [3, None],
     "pretrained": [3],
     "max_iter": ["abc", 0, -1, 1.5, True],
+    "epochs": [-1, "ten", NAN, float("inf")],
     "images_per_gpu": [-1, 1.5, "two"],
     "scale_lr.enabled": ["maybe", 1],
     "scale_lr.reference_batch_size": [0, 16.0],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import logging
+import math
 import os
 import re
 import traceback
@@ -114,6 +116,22 @@ class LazyRunConfig(RunConfig):
 
     def _total_batch_size(self) -> int | None:
         return OmegaConf.select(self.cfg, self.batch_key)
+
+    def count_epochs(self) -> None:
+        """Set ``max_iter`` to what ``epochs`` passes over the training data take, if there are any.
+
+        Data that cannot be loaded are left to the checks, which say what is wrong with them.
+        """
+        total, epochs = self._total_batch_size(), self.options.epochs
+        if not epochs or total is None:
+            return
+        try:
+            dataset = build(self.cfg.dataloader.train.dataset, "dataloader.train.dataset")
+            max_iter = max(1, math.ceil(epochs * len(dataset) / total))
+        except Exception:  # of whatever function makes the dataset
+            return
+        self.cfg.train.max_iter = max_iter
+        self.options = dataclasses.replace(self.options, max_iter=max_iter)
 
     def dataset_names(self, split: str) -> list[str]:
         found: list[str] = []

@@ -152,6 +152,9 @@ class Options:
     init_checkpoint: _Text
     pretrained: _Text
     max_iter: _Positive
+    epochs: Annotated[
+        float, Rule("a finite number, 0 or more", lambda v: _is_number(v) and 0 <= v < math.inf)
+    ]
     images_per_gpu: _Natural
     scale_lr: ScaleLR
     correct_momentum: _Flag
