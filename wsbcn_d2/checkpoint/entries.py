@@ -191,20 +191,22 @@ CATALOG = {
     ),
     # with GN: from Detectron's weights, from @thangvubk's ("contrib"), from random ones
     "mask_rcnn_r50_fpn_gn_2x": _gn("r50_fpn_gn-all_2x", "20200206-8eee02a6", _GN_DETECTRON),
-    "mask_rcnn_r50_fpn_gn_3x": _gn("r50_fpn_gn-all_3x", "20200214-8b23b1e5", _GN_DETECTRON),
+    "mask_rcnn_r50_fpn_gn_28_34_36e": _gn("r50_fpn_gn-all_3x", "20200214-8b23b1e5", _GN_DETECTRON),
     "mask_rcnn_r101_fpn_gn_2x": _gn("r101_fpn_gn-all_2x", "20200205-d96b1b50", _GN_DETECTRON),
-    "mask_rcnn_r101_fpn_gn_3x": _gn(
+    "mask_rcnn_r101_fpn_gn_28_34_36e": _gn(
         "r101_fpn_gn-all_3x", "20200513_181609-0df864f4", _GN_DETECTRON
     ),
     "mask_rcnn_r50_fpn_gn_contrib_2x": _gn("r50_fpn_gn-all_contrib_2x", "20200207-20d3e849", _GN),
-    "mask_rcnn_r50_fpn_gn_contrib_3x": _gn("r50_fpn_gn-all_contrib_3x", "20200225-542aefbc", _GN),
-    "scratch_faster_rcnn_r50_fpn_gn_6x": _mmdet(
+    "mask_rcnn_r50_fpn_gn_contrib_28_34_36e": _gn(
+        "r50_fpn_gn-all_contrib_3x", "20200225-542aefbc", _GN
+    ),
+    "faster_rcnn_r50_fpn_gn_65_71_73e": _mmdet(
         "scratch",
         "faster_rcnn_r50_fpn_gn-all_scratch_6x_coco",
         "scratch_faster_rcnn_r50_fpn_gn_6x_bbox_mAP-0.407_20200201_193013-90813d01",
         _GN,
     ),
-    "scratch_mask_rcnn_r50_fpn_gn_6x": _mmdet(
+    "mask_rcnn_r50_fpn_gn_65_71_73e": _mmdet(
         "scratch",
         "mask_rcnn_r50_fpn_gn-all_scratch_6x_coco",
         "scratch_mask_rcnn_r50_fpn_gn_6x_bbox_mAP-0.412__segm_mAP-0.374_20200201_193051-1e190a40",
