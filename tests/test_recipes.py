@@ -24,7 +24,7 @@ def test_an_unknown_name_lists_the_nearest(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "_PACKAGE", tmp_path)
     assert recipes.list_configs() == ["finetune/mask_rcnn_ws"]
     assert recipes.get_config("finetune/mask_rcnn_ws").train.max_iter == 1
-    with pytest.raises(ValueError, match="nearest: finetune/mask_rcnn_ws"):
+    with pytest.raises(ValueError, match="did you mean finetune/mask_rcnn_ws"):
         recipes.get_config("finetune/mask_rcn_ws")
     with pytest.raises(ValueError, match="known: finetune/mask_rcnn_ws"):
         recipes.get_config("xyz")
@@ -74,5 +74,5 @@ def test_train_net_suggests_the_nearest_recipes():
     wrong = "configs/finetune/mask_rcnn_r50_fpn_wsgn_2x.py"
     run = subprocess.run([*command, wrong], cwd=root, capture_output=True, text=True)
     assert run.returncode != 0
-    (line,) = (line for line in run.stderr.splitlines() if "Did you mean" in line)
+    (line,) = (line for line in run.stderr.splitlines() if "did you mean" in line)
     assert "configs/finetune/mask_rcnn_r50_fpn_ws_gn_2x.py" in line

@@ -187,7 +187,7 @@ def test_a_wrong_config_name_is_one_clear_message(tmp_path, monkeypatch):
         train_net_script.main()
     message = stopped.value.code
     assert message.startswith("train_net.py: error: --config-file 'tiny_detecter.py' not found")
-    assert "Did you mean: tiny_detector.py" in message and str(tmp_path) in message
+    assert "did you mean tiny_detector.py" in message and str(tmp_path) in message
 
 
 def test_without_detectron2_it_says_what_to_install_and_where_it_looked():

@@ -56,13 +56,16 @@ def exit_with_message(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str | None = None, prefix: str = ""
+) -> str:
     """The end of a message about a name that does not exist.
 
     Args:
         name: what was written.
         known: the names that exist.
         otherwise: the hint where none of them is near; None lists all.
+        prefix: put before each suggestion, such as the key of a config's node.
 
     Returns:
         a hint with the nearest of ``known``.
@@ -70,5 +73,5 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
     names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
-        return f"did you mean {' or '.join(near)}?"
+        return f"did you mean {' or '.join(prefix + each for each in near)}?"
     return f"known: {', '.join(names)}" if otherwise is None else otherwise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .errors import did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,8 +43,7 @@ def config_file(name: str) -> Path:
     # The name of a recipe never leads out of the folder.
     if ".." not in Path(short).parts and not Path(short).is_absolute() and path.is_file():
         return path
-    near = difflib.get_close_matches(short, list_configs(), n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(list_configs())}"
+    hint = did_you_mean(short, list_configs())
     raise ValueError(f"unknown recipe {name!r} in {config_root()}; {hint}")
 
 

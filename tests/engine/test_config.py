@@ -36,7 +36,7 @@ def test_names_resolve_to_files_recipes_and_the_model_zoo(lazy_file):
 
 
 def test_a_name_of_the_model_zoo_is_suggested_too():
-    with pytest.raises(ConfigError, match=f"Did you mean: .*{ZOO}"):
+    with pytest.raises(ConfigError, match=f"did you mean .*{ZOO}"):
         resolve_config_file("COCO-InstanceSegmentation/mask_rcnn_R50_FPN_3x.yaml")
     with pytest.raises(ConfigError, match="--config-file is missing"):
         resolve_config_file("")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..modeling import register_norms
 from ..recipes import config_file, config_root, list_configs
 from .lazy_config import LazyRunConfig, load_lazy_config
@@ -47,12 +46,12 @@ def resolve_config_file(name: str) -> str:
     siblings = _configs_in(Path(name).parent, "*")
     zoo_names = [path.relative_to(zoo) for path in _configs_in(zoo, "**/*")]
     ours = [f"configs/{recipe}.py" for recipe in list_configs()]
-    near = _nearest(name, map(str, [*siblings, *ours, *list_configs(), *zoo_names]))
+    known = map(str, [*siblings, *ours, *list_configs(), *zoo_names])
     raise ConfigError(
         f"--config-file {name!r} not found.\n"
         f"  Looked for: {os.path.abspath(name)}; a recipe in {config_root()}; "
         f"detectron2's {zoo}\n"
-        + (f"  Did you mean: {', '.join(near)}" if near else f"  Recipes: {', '.join(ours)}")
+        "  " + did_you_mean(name, known, f"recipes: {', '.join(ours)}")
     )
 
 
@@ -60,10 +59,6 @@ def _configs_in(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.glob(pattern) if p.suffix in (".py", ".yaml", ".yml"))
-
-
-def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=4, cutoff=0.5)
 
 
 def load_config(

@@ -209,9 +209,6 @@ def is_consequence(error: BaseException) -> bool:
     return False
 
 
-# --- processes that are spawned here ---
-
-
 def _spawn(ranks: _Ranks, host: str, port: int, server: dist.Store | None) -> None:
     """Start the ranks of this machine and wait for them; ``server`` must live as long as they."""
     # torch hands on a traceback only.
@@ -334,9 +331,6 @@ def _end_with(parent: int) -> None:
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     if os.getppid() != parent:  # ended before that
         os._exit(1)
-
-
-# --- processes of torchrun, or of another launcher that sets the same variables ---
 
 
 def _join_torchrun(ranks: _Ranks) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from detectron2.config import instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
-from ..errors import ConfigError, UserError
+from ..errors import ConfigError, UserError, did_you_mean
 
 __all__ = [
     "build",
@@ -45,10 +44,10 @@ def check_targets(cfg: DictConfig) -> None:
             continue
         for name in node:
             if name not in parameters and not str(name).startswith("_"):
-                near = difflib.get_close_matches(str(name), parameters, n=1)
-                hint = f"; did you mean {_join(key, near[0])}?" if near else ""
+                hint = did_you_mean(str(name), parameters, "", _join(key, ""))
                 raise ConfigError(
-                    f"{_join(key, name)}: {_name(target)} has no argument {name!r}{hint}\n"
+                    f"{_join(key, name)}: {_name(target)} has no argument {name!r}"
+                    f"{hint and f'; {hint}'}\n"
                     f"  It takes: {', '.join(parameters)}"
                 )
 
