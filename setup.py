@@ -1,4 +1,4 @@
-"""The package's metadata, and the recipes' way into a wheel."""
+"""The package's metadata, and the way of recipes and commands into a wheel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+# What a user without the checkout runs, as python -m wsbcn_d2.tools.NAME. The others are about it.
+COMMANDS = (
+    "train_net.py",
+    "tools/check_dataset.py",
+    "tools/convert_weights.py",
+    "tools/export_model.py",
+    "tools/fold_model.py",
+    "tools/predict.py",
+    "tools/write_digits.py",
+)
 
 
 def read_version() -> str:
@@ -26,25 +36,30 @@ def read_readme() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-class BuildWithConfigs(build_py):
-    """Puts the checkout's configs/ into the wheel as wsbcn_d2/configs/.
+class BuildWithRecipes(build_py):
+    """Puts the checkout's recipes and commands into the wheel, as wsbcn_d2/configs/ and tools/.
 
-    As files, not as packages: detectron2 loads a lazy config by its path. In development mode
-    nothing is copied, and the checkout's configs/ are the ones that are used.
+    Recipes are files, not packages: detectron2 loads a lazy config by its path. In development mode
+    nothing is copied, and the checkout's are the ones that are used.
     """
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
-        target = Path(self.build_lib) / "wsbcn_d2" / "configs"
+        package = Path(self.build_lib) / "wsbcn_d2"
+        recipes = sorted(p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".yaml"))
+        copies = {package / recipe.relative_to(ROOT): recipe for recipe in recipes}
+        copies |= {package / "tools" / Path(name).name: ROOT / name for name in COMMANDS}
         # build/ survives between builds, and with it recipes that were since renamed.
-        shutil.rmtree(target, ignore_errors=True)
-        for source in sorted((ROOT / "configs").rglob("*")):
-            if source.suffix in (".py", ".yaml"):
-                copy = target / source.relative_to(ROOT / "configs")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, copy)
+        for folder in ("configs", "tools"):
+            shutil.rmtree(package / folder, ignore_errors=True)
+        for copy, source in copies.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+        (package / "tools" / "__init__.py").write_text(
+            '"""Commands: python -m wsbcn_d2.tools.train_net --help, for example."""\n'
+        )
 
 
 setup(
@@ -99,6 +114,6 @@ setup(
         "export": ["onnx", "onnxruntime"],
         "video": ["av"],
     },
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithRecipes},
     zip_safe=False,
 )

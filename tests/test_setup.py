@@ -386,10 +386,12 @@ def test_version_has_one_source(tmp_path: Path) -> None:
     assert wsbcn_d2.__version__ not in (ROOT / "setup.py").read_text()
 
 
-def test_build_puts_the_recipes_and_no_tests_beside_the_package(tmp_path: Path) -> None:
+def test_build_puts_recipes_and_commands_and_no_tests_into_the_package(tmp_path: Path) -> None:
     # A small copy: the build leaves files beside setup.py.
     shutil.copy(ROOT / "setup.py", tmp_path)
-    for name in ("wsbcn_d2/norms", "configs/quick", "tests", "tools", "projects/one"):
+    shutil.copy(ROOT / "train_net.py", tmp_path)
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    for name in ("wsbcn_d2/norms", "configs/quick", "tests", "projects/one"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "__init__.py").touch()
     shutil.copy(ROOT / "wsbcn_d2" / "__init__.py", tmp_path / "wsbcn_d2")
@@ -402,6 +404,9 @@ def test_build_puts_the_recipes_and_no_tests_beside_the_package(tmp_path: Path) 
     assert (built / "wsbcn_d2" / "norms" / "__init__.py").exists()
     assert (built / "wsbcn_d2" / "configs" / "quick" / "recipe.py").exists()
     assert (built / "wsbcn_d2" / "configs" / "base.yaml").exists()
+    commands = {path.name for path in (built / "wsbcn_d2" / "tools").iterdir()}
+    assert {"__init__.py", "train_net.py", "predict.py"} <= commands
+    assert "make_venv.py" not in commands  # of the checkout
 
 
 # --- Makefile --------------------------------------------------------------------------------
