@@ -1,4 +1,18 @@
-"""The training engine behind ``train_net.py``, for both of detectron2's config kinds."""
+"""The training engine behind ``train_net.py``, for any task and both of detectron2's config kinds.
+
+In the order in which a run goes through them:
+
+* `command_line`: arguments; `run` checks and starts the processes, `main` is one of them.
+* `config`, `lazy_config`, `yaml_config`: a file and overrides become a `RunConfig` with `options`.
+* `checks`, `targets`, `batch`: what can be wrong, before any process is started.
+* `launch`, `preemption`: processes, and the signals that stop them.
+* `train`: the parts of a training and the order of its hooks; `trainer`: one step of it.
+* `hooks`, `norm_hooks`, `ratio_writer`, `resume`, `buffers`: what happens after a step.
+* `resumed_optimizer`, `config_record`: a resume under a changed config.
+* `evaluation`, `summary`, `curves`: results.
+
+`task` is what a project adds.
+"""
 
 from .. import known_warnings  # noqa: F401  before detectron2
 from ..errors import ConfigError, RankFailedError, UserError
