@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.resolve()
 # What a user without the checkout runs, as python -m wsbcn_d2.tools.NAME. The others are about it.
 COMMANDS = (
     "train_net.py",
+    "tools/browse.py",
     "tools/check_dataset.py",
+    "tools/compare_runs.py",
     "tools/convert_weights.py",
     "tools/export_model.py",
     "tools/fold_model.py",

@@ -109,10 +109,18 @@ def test_every_command_of_the_page_runs(folder, capsys):
             load_tool(ran[-1]).main(words)
     assert set(ran) == {
         *("write_digits", "check_dataset", "train_net", "predict", "export_model", "fold_model"),
+        *("browse", "compare_runs"),
     }
     output = capsys.readouterr().out
     assert "100 validation images" in output and "loads with detectron2 alone" in output
-    for name in ("report.html", "mine.onnx", "mine.ts", "output/mine/folded/config.yaml"):
+    for name in (
+        "report.html",
+        "browse.html",
+        "runs.png",
+        "mine.onnx",
+        "mine.ts",
+        "output/mine/folded/config.yaml",
+    ):
         assert Path(name).is_file(), name
 
 

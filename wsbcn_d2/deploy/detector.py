@@ -20,7 +20,7 @@ from ..engine.config import load_config, read_config, resolve_config_file
 from ..engine.options import Config
 from ..errors import ConfigError, UserError
 
-__all__ = ["Detector", "load_detector"]
+__all__ = ["Detector", "class_names", "load_detector"]
 
 
 @dataclass
@@ -107,12 +107,17 @@ def load_detector(
     WSBCNCheckpointer(model, complete=True).load(weights)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    classes = _class_names(cfg, run.dataset_names("test"))
+    classes = class_names(cfg, run.dataset_names("test"))
     return Detector(model, cfg, mapper.augmentations, mapper.image_format, classes, run.device)
 
 
-def _class_names(cfg: Config, datasets: Sequence[str]) -> list[str]:
-    """The names that the config has, or its test data where they are registered."""
+def class_names(cfg: Config, datasets: Sequence[str]) -> list[str]:
+    """The classes' names, in the order of the model's outputs; none where nothing says them.
+
+    Args:
+        cfg: has them where it was made for the user's own data.
+        datasets: of the config; of those that are registered, the names that they bring.
+    """
     if isinstance(cfg, CfgNode):
         named = list(cfg.DATA.CLASSES)
     else:

@@ -182,7 +182,7 @@ def draw(
 
     Args:
         image: ``(H, W, 3)`` uint8 in RGB.
-        objects: from `predict`.
+        objects: from `predict`; the truth has no score.
         classes: names by number; numbers are written for those that are missing.
     """
     image = np.ascontiguousarray(image)
@@ -198,7 +198,8 @@ def draw(
     boxes = torch.tensor([thing["bbox"] for thing in objects])
     boxes[:, 2:] += boxes[:, :2]
     labels = [
-        f"{classes[number] if number < len(classes) else number} {100 * thing['score']:.0f}%"
+        str(classes[number] if number < len(classes) else number)
+        + (f" {100 * thing['score']:.0f}%" if "score" in thing else "")
         for number, thing in zip(numbers, objects, strict=True)
     ]
     width = max(1, round(max(image.shape) / 500))

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["plot_curves", "read_metrics"]
+__all__ = ["plot_curves", "read_metrics", "running_mean"]
 
 Curve = tuple[list[int], list[float]]
 _TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
@@ -116,7 +116,7 @@ def _draw_loss(axes: Axes, name: str, curve: Curve) -> None:
     window = max(1, len(values) // 25)
     (line,) = axes.plot(
         iterations,
-        _running_mean(values, window),
+        running_mean(values, window),
         color="black" if total else None,
         linewidth=2.2 if total else 1.3,
         marker="o" if len(values) == 1 else None,
@@ -126,8 +126,13 @@ def _draw_loss(axes: Axes, name: str, curve: Curve) -> None:
         axes.plot(iterations, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
 
 
-def _running_mean(values: list[float], window: int) -> np.ndarray:
-    """Mean of the last ``window`` values, of those there are at the start."""
+def running_mean(values: list[float], window: int) -> np.ndarray:
+    """Mean of the last ``window`` values, of those there are at the start.
+
+    Args:
+        values: one after another.
+        window: how many, 1 or more.
+    """
     sums = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
