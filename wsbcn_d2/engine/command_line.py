@@ -96,22 +96,26 @@ def run(args: argparse.Namespace, task: Task | None = None) -> None:
             args.num_machines,
             args.machine_rank,
             args.dist_url,
-            (args, task),
+            # Configs cannot be pickled: processes that are spawned read it again.
+            (args, task, None if spawns else config),
             device=config.device,
         )
 
 
-def main(args: argparse.Namespace, task: Task | None = None) -> Results:
+def main(
+    args: argparse.Namespace, task: Task | None = None, config: RunConfig | None = None
+) -> Results:
     """One process of a run.
 
     Args:
         args: from `argument_parser`.
         task: what is learned; `Detection` if None.
+        config: the run's; None reads it from the file in ``args``.
 
     Returns:
         the last evaluation's results (on rank 0).
     """
-    config = _load(args, task, comm.get_world_size())
+    config = config or _load(args, task, comm.get_world_size())
     try:
         _set_up(config, args)
         if args.num_machines > 1 or under_torchrun():
