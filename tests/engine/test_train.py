@@ -88,7 +88,7 @@ def test_a_full_disk_is_an_error_of_the_user_with_path_and_free_space(
         )
 
     monkeypatch.setattr(sys.modules["wsbcn_d2.engine.command_line"], "_set_up", write)
-    args = argparse.Namespace(config_file=str(tmp_path / "tiny.py"), opts=[])
+    args = argparse.Namespace(config_file=str(tmp_path / "tiny.py"), opts=[], eval_only=False)
     full = number != errno.EACCES
     message = rf"cannot write {tmp_path}/a\.json: does not work\n.*MiB free" if full else "torch's"
     with pytest.raises(UserError if full else RuntimeError, match=message):
