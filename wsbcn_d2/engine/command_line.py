@@ -20,7 +20,6 @@ from .checks import check_config, check_data
 from .config import load_config, read_config, resolve_config_file
 from .evaluation import evaluate
 from .launch import end_process, is_consequence, launch, planned_world_size, under_torchrun
-from .lazy_config import LazyRunConfig
 from .preemption import forward_signals
 from .run_config import Results, RunConfig
 from .task import Task
@@ -136,7 +135,7 @@ def _load(args: argparse.Namespace, task: Task | None, world_size: int) -> RunCo
     path = resolve_config_file(args.config_file)
     cfg = load_config(path, args.opts, task, dataset=getattr(args, "dataset", ""))
     config = read_config(cfg, task, world_size=world_size, opts=args.opts)
-    if isinstance(config, LazyRunConfig) and not args.eval_only:
+    if not args.eval_only:
         config.count_epochs()
     return config
 

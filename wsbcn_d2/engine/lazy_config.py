@@ -118,10 +118,6 @@ class LazyRunConfig(RunConfig):
         return OmegaConf.select(self.cfg, self.batch_key)
 
     def count_epochs(self) -> None:
-        """Set ``max_iter`` to what ``epochs`` passes over the training data take, if there are any.
-
-        Data that cannot be loaded are left to the checks, which say what is wrong with them.
-        """
         total, epochs = self._total_batch_size(), self.options.epochs
         if not epochs or total is None:
             return

@@ -113,6 +113,13 @@ class RunConfig(ABC):
     def _total_batch_size(self) -> int | None: ...
 
     @abstractmethod
+    def count_epochs(self) -> None:
+        """Set ``max_iter`` from ``train.epochs`` and the size of the training data.
+
+        Errors of loading the data are left to the checks.
+        """
+
+    @abstractmethod
     def dataset_names(self, split: str) -> list[str]:
         """Names of the ``"train"`` or ``"test"`` datasets; empty if a lazy config has none."""
 

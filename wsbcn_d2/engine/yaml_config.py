@@ -164,6 +164,9 @@ class YamlRunConfig(RunConfig):
     def _total_batch_size(self) -> int | None:
         return self.cfg.SOLVER.IMS_PER_BATCH
 
+    def count_epochs(self) -> None:
+        """Do nothing: yaml configs have no number of epochs."""
+
     def dataset_names(self, split: str) -> list[str]:
         return list(self.cfg.DATASETS.TRAIN if split == "train" else self.cfg.DATASETS.TEST)
 
