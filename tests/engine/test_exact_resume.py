@@ -138,6 +138,19 @@ def test_an_older_checkpoint_loads_and_says_what_it_lacks(folder, drawn, caplog)
     assert len(differing(drawn["model"], resumed["model"])) > 50
 
 
+def test_a_checkpoint_of_version_0_1_0_is_resumed_exactly(folder, drawn):
+    keep(folder, "drawn", 3, "0.1.0")
+    path = folder / "0.1.0" / "model_0000003.pth"
+    state = torch.load(path, weights_only=True)
+    hooks = state["trainer"]["hooks"]
+    hooks["Progress"] = hooks.pop("DataPosition")
+    torch.save(state, path)
+    again = training(
+        folder, "0.1.0", "dataloader.train.total_batch_size=2", "train.seed=-1", resume=True
+    )
+    assert differing(drawn, again) == []
+
+
 def test_another_total_batch_goes_on_from_the_same_image(folder, drawn, caplog):
     keep(folder, "drawn", 3, "other batch")
     caplog.set_level(logging.WARNING)

@@ -187,7 +187,10 @@ class Trainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        hooks = dict(state_dict.get("hooks", {}))
+        if "Progress" in hooks:  # DataPosition's name in version 0.1.0
+            hooks["DataPosition"] = hooks.pop("Progress")
+        super().load_state_dict({**state_dict, "hooks": hooks})
         # Empty when that run had no scaler.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
