@@ -1,7 +1,6 @@
 """The digits' scenes, two images a step, and DeepLabV3+ on the backbone of the quick detectors."""
 
 import detectron2.data.transforms as T
-from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.projects.deeplab import DeepLabV3PlusHead
@@ -9,7 +8,7 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from projects.semantic_segmentation.semantic_segmentation import FCNHead, RandomScale
 from wsbcn_d2 import get_config
 
-from .base import loaders, poly, train
+from .base import loaders, optimizer, poly, train
 from .models import segmentor
 
 NUM_CLASSES = 11
@@ -50,11 +49,9 @@ dataloader = loaders(
     num_workers=1,
 )
 
-train.max_iter = 3000
-train.eval_period = train.checkpointer.period = 750
+train.max_iter = 2400
+train.eval_period = train.checkpointer.period = 600
 train.scale_lr.reference_batch_size = 2
 train.seed = 0
-# From random weights, with few pixels of each digit: SGD needs many times the iterations.
-optimizer = model_zoo.get_config("common/optim.py").AdamW
-optimizer.update(lr=1e-3, weight_decay=0.01)
+optimizer.lr = 0.05
 lr_multiplier = poly(warmup_length=0.05)
