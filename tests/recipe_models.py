@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -41,7 +42,7 @@ def narrow_config(name: str) -> DictConfig:
     Builders, norms, heads and losses are the recipe's. Channels are fewer, a stage of a ResNet has
     two blocks, images have about 96 pixels a side, and few boxes are sampled.
     """
-    cfg = recipes.get_config(name)
+    cfg = copy.deepcopy(config(name))
     narrow(cfg.model)
     for augmentation in cfg.dataloader.train.mapper.augmentations:
         if "short_edge_length" in augmentation:
@@ -53,6 +54,8 @@ def narrow_config(name: str) -> DictConfig:
             augmentation.crop_size = (128, 128)
     if "roi_heads" in cfg.model:
         cfg.model.roi_heads.batch_size_per_image = 16
+        # No large anchor lies inside of so small an image: the coarse levels would not train.
+        cfg.model.proposal_generator.anchor_boundary_thresh = -1
     return cfg
 
 
@@ -62,6 +65,7 @@ def narrow(node: Any) -> None:
         return
     if isinstance(node, DictConfig) and node.get("_target_") is ResNet.make_default_stages:
         node._target_ = _narrow_default_stages
+        node.depth = min(node.depth, 50)
     keys = node.keys() if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         if OmegaConf.is_interpolation(node, key):

@@ -53,6 +53,8 @@ def test_published_rows_and_results_name_recipes():
 
 def test_images_of_a_published_step_are_the_recipes():
     for row in tool.read_data("published")["rows"]:
+        if row["gpus"] is None:  # the source does not say
+            continue
         total = config(row["recipe"]).dataloader.train.total_batch_size
         assert row["gpus"] * row["images_per_gpu"] == total
 

@@ -12,11 +12,12 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
 from tests.recipe_models import config, model_without_weights
-from tests.recipe_table import NORMS, PARTS, PROTOCOLS
+from tests.recipe_table import NORMS, PARTS, PROTOCOLS, SCHEDULES, SOURCES, WEIGHTS
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
 from wsbcn_d2.data.label_maps import read_label_map
-from wsbcn_d2.modeling import standardized, use_norm
+from wsbcn_d2.modeling import CropPooler, standardized, use_norm
+from wsbcn_d2.norms import SwitchNorm
 
 NAMES = recipes.list_configs()
 COCO_NAMES = [name for name in NAMES if not name.startswith("quick/")]
@@ -31,6 +32,21 @@ def rows(table):
 
 
 CLAIMS = {row.pop("recipe"): row for row in rows(NORMS)}
+RULES = {row.pop("protocol"): row for row in rows(PROTOCOLS)}
+PUBLISHED = json.loads(
+    (recipes.config_root().parent / "docs" / "recipes" / "published.json").read_text()
+)
+
+
+def facts_of(name):
+    """Its row of SCHEDULES."""
+    (row,) = (row for row in rows(SCHEDULES) if re.fullmatch(row["recipes"], name))
+    return row
+
+
+def number(text):
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
 
 
 def part_of(module_name):
@@ -76,9 +92,10 @@ def test_a_standardized_convolution_has_a_norm_behind_it_and_no_bias_before_it(n
 
 
 @pytest.mark.parametrize("name", COCO_NAMES)
-def test_protocol_is_the_published_one(name):
-    (row,) = (row for row in rows(PROTOCOLS) if re.fullmatch(row["recipes"], name))
+def test_schedule_and_data_are_the_published_ones(name):
+    row = facts_of(name)
     cfg = config(name)
+    assert cfg.train.protocol == row["protocol"].partition(",")[0]
     assert cfg.train.max_iter == int(row["iterations"])
     assert cfg.optimizer.lr == float(row["rate"])
     assert cfg.dataloader.train.total_batch_size == int(row["images"])
@@ -86,11 +103,21 @@ def test_protocol_is_the_published_one(name):
     # What the multiplier gives before and after each drop, against the drops of the row.
     multiplier = instantiate(cfg.lr_multiplier)
     drops = [int(drop) for drop in row["drops"].split(",")]
-    for number, drop in enumerate(drops):
+    for number_, drop in enumerate(drops):
         before, after = (multiplier((drop + step) / cfg.train.max_iter) for step in (-2, 2))
-        assert before == pytest.approx(0.1**number) and after == pytest.approx(0.1 ** (number + 1))
-    assert multiplier(0) <= 0.1  # warm-up
+        assert before == pytest.approx(0.1**number_) and after == pytest.approx(
+            0.1 ** (number_ + 1)
+        )
     assert multiplier(1 - 1e-6) == pytest.approx(0.1 ** len(drops))
+
+    steps, _, start = RULES[row["protocol"]]["warm-up"].partition(" ")
+    if steps == "-":
+        assert multiplier(0) == multiplier(1 / cfg.train.max_iter) == 1
+    else:
+        steps, start = int(steps), number(start)
+        for step in (0, steps // 2, steps):
+            expected = start + (1 - start) * step / steps
+            assert multiplier(step / cfg.train.max_iter) == pytest.approx(expected, abs=1e-4)
 
     resize = cfg.dataloader.train.mapper.augmentations[0]
     if row["short sides"] != "-":
@@ -99,50 +126,151 @@ def test_protocol_is_the_published_one(name):
     else:  # large-scale jitter
         assert (resize.min_scale, resize.max_scale) == (0.1, 2.0)
         assert (resize.target_height, resize.target_width) == (1024, 1024)
-    assert cfg.dataloader.train.mapper.image_format == "RGB"
-    assert cfg.dataloader.test.mapper.image_format == "RGB"
 
+
+@pytest.mark.parametrize("name", COCO_NAMES)
+def test_backbone_is_the_published_one(name):
+    row = facts_of(name)
     model = model_without_weights(name)
     bottom_up = getattr(model.backbone, "bottom_up", model.backbone)
     stages = [bottom_up.stem, *bottom_up.stages]
     trains = [any(p.requires_grad for p in stage.parameters()) for stage in stages]
     assert trains.index(True) + 1 == int(row["trained from"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_input_stride_and_box_head_are_the_papers(name):
-    cfg = config(name)
-    bit = "_bit_" in name  # in [-1, 1]
-    assert list(cfg.model.pixel_mean) == ([127.5] * 3 if bit else [123.675, 116.28, 103.53])
-    assert list(cfg.model.pixel_std) == ([127.5] * 3 if bit else [58.395, 57.12, 57.375])
-    assert cfg.model.get("input_format", "RGB") == "RGB"
-
-    model = model_without_weights(name)
+    assert getattr(bottom_up.stem, "stem_pool", "padded") == row["stem"]
     for module_name, module in model.named_modules():
         if hasattr(module, "conv3") and hasattr(module, "shortcut"):  # a bottleneck
-            assert module.conv1.stride == (1, 1), module_name
-            assert max(module.conv2.stride) == (2 if module.stride == 2 else 1), module_name
-    if "_fpn" in name and hasattr(model, "roi_heads") and not name.startswith("quick/"):
-        heads = model.roi_heads.box_head
-        for head in heads if isinstance(heads, torch.nn.ModuleList) else [heads]:
-            assert (len(head.conv_norm_relus), len(head.fcs)) == (4, 1)
+            stride = (module.stride, module.stride)
+            plain = (1, 1)
+            expected = (stride, plain) if row["stride"] == "1x1" else (plain, stride)
+            assert (module.conv1.stride, module.conv2.stride) == expected, module_name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_norm_parameters_are_not_decayed_and_all_others_are(name):
+def test_colours_and_their_deviation_are_the_weights(name):
+    cfg = config(name)
+    msra = not name.startswith("quick/") and facts_of(name)["stride"] == "1x1"
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    if msra:
+        mean, std = [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]
+    elif "_bit_" in name:  # in [-1, 1]
+        mean, std = [127.5] * 3, [127.5] * 3
+    assert (list(cfg.model.pixel_mean), list(cfg.model.pixel_std)) == (mean, std)
+    colours = "BGR" if msra else "RGB"
+    assert cfg.model.get("input_format", "RGB") == colours
+    assert cfg.dataloader.train.mapper.image_format == colours
+    assert cfg.dataloader.test.mapper.image_format == colours
+
+
+@pytest.mark.parametrize("name", COCO_NAMES)
+def test_losses_pooling_and_proposals_are_the_protocols(name):
+    row = facts_of(name)
+    rules = RULES[row["protocol"]]
     model = model_without_weights(name)
-    optimizer_config = OmegaConf.merge(config(name).optimizer)  # a copy
+    assert (row["head"] == "-") == (not hasattr(model, "roi_heads"))
+    if not hasattr(model, "roi_heads"):
+        return
+    rpn, heads = model.proposal_generator, model.roi_heads
+    betas = [number(text) for text in rules["betas"].split(",")]
+    predictors = heads.box_predictor
+    for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
+        assert (rpn.smooth_l1_beta, predictor.smooth_l1_beta) == pytest.approx(betas)
+        assert rpn.box_reg_loss_type == predictor.box_reg_loss_type == "smooth_l1"
+    assert rpn.post_nms_topk[True] == int(rules["proposals"])
+    assert (rpn.anchor_boundary_thresh < 0) == (rules["border"] == "yes")
+
+    keys = ("pooler", "box_pooler", "mask_pooler")
+    poolers = [getattr(heads, key) for key in keys if hasattr(heads, key)]
+    for pooler in poolers:
+        if rules["pooling"] == "crop":
+            assert isinstance(pooler, CropPooler) and pooler.output_size == (7, 7)
+            continue
+        kind, samples = rules["pooling"].split()
+        for level in pooler.level_poolers:
+            assert level.aligned == (kind == "ROIAlignV2")
+            assert level.sampling_ratio == int(samples)
+    layers = {"4conv1fc": (4, 1), "2fc": (0, 2)}
+    if row["head"] == "res5":
+        assert len(heads.res5) == 3
+    else:
+        box_heads = heads.box_head
+        for head in box_heads if isinstance(box_heads, torch.nn.ModuleList) else [box_heads]:
+            assert (len(head.conv_norm_relus), len(head.fcs)) == layers[row["head"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_and_rates_of_norms_and_biases_are_the_protocols(name):
+    plain = {
+        "norm decay": "0",
+        "bias decay": "1e-4",
+        "decay": "1e-4",
+        "bias rate": "1",
+        "clip": "-",
+    }
+    rules = plain if name.startswith("quick/") else RULES[facts_of(name)["protocol"]]
+    cfg, model = config(name), model_without_weights(name)
+    optimizer_config = OmegaConf.merge(cfg.optimizer)  # a copy
     optimizer_config.params.model = model
     optimizer = instantiate(optimizer_config)
-    decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-
+    found = {
+        p: (group["weight_decay"], group["lr"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert set(found) == {p for p in model.parameters() if p.requires_grad}
     norms = {model.get_submodule(norm) for norm in describe_norms(model)["norms"]}
     of_norms = {p for norm in norms for p in norm.parameters()}
-    trainable = {p for p in model.parameters() if p.requires_grad}
-    assert set(decay) == trainable
-    for parameter, value in decay.items():
-        plain = 4e-5 if name.endswith("100ep_lsj") else 1e-4
-        assert value == (0 if parameter in of_norms else plain)
+    biases = {p for n, p in model.named_parameters() if n.rpartition(".")[2] == "bias"}
+    same = rules["bias decay"] == rules["decay"]  # what is called a bias has no decay of its own
+    for parameter, (decay, rate) in found.items():
+        kind = "norm decay" if parameter in of_norms else "decay"
+        is_bias = parameter in biases
+        if is_bias and not (same and parameter in of_norms):
+            kind = "bias decay"
+        assert decay == float(rules[kind])
+        assert rate == cfg.optimizer.lr * (float(rules["bias rate"]) if is_bias else 1)
+    clip = cfg.train.clip_grad
+    assert clip.enabled == (rules["clip"] != "-")
+    assert not clip.enabled or (clip.max_norm, clip.norm_type) == (float(rules["clip"]), 2)
+
+
+@pytest.mark.parametrize("name", [name for name in COCO_NAMES if name.startswith("finetune/")])
+def test_weights_are_the_published_rows(name):
+    depth = re.search(r"r50|r101|x50_32x4d|x101_32x4d", name)[0]
+    (row,) = (row for row in rows(WEIGHTS) if re.fullmatch(row["recipes"], name))
+    assert config(name).train.pretrained == row[depth]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sn_is_evaluated_with_the_batch_average_or_the_releases_moving_average(name):
+    norms = [m for m in model_without_weights(name).modules() if isinstance(m, SwitchNorm)]
+    momenta = {norm.momentum for norm in norms if norm.running_mean is not None}
+    averages = config(name).train.batch_average_iters > 0
+    released = config(name).train.protocol == "SwitchNorm_Detection"
+    assert averages == (bool(momenta) and not released)
+    for momentum in momenta:
+        assert momentum == pytest.approx(0.003 if released else 0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("finetune/")])
+def test_sn_of_released_weights_has_their_variances(name):
+    norms = model_without_weights(name).named_modules()
+    bottom_up = [m for n, m in norms if isinstance(m, SwitchNorm) and "backbone.fpn" not in n]
+    bottom_up = [m for m in bottom_up if name.count("frozenbn") + name.count("gn_sn") == 0]
+    heads = ("retinanet", "fcos")  # their head has weights of its own
+    assert all(m.unbiased for m in bottom_up) or any(head in name for head in heads)
+
+
+def test_each_published_row_has_its_recipe_under_its_protocol():
+    tables = {(table["source"], table["table"]): table for table in PUBLISHED["tables"]}
+    assert set(SOURCES) == set(tables)
+    with_recipe = Counter((row["source"], row["table"]) for row in PUBLISHED["rows"])
+    for key, table in tables.items():
+        # All rows of a source's table: those with a recipe, and those that say why not.
+        assert with_recipe[key] + len(table["without"]) == table["rows"], key
+    for row in PUBLISHED["rows"]:
+        protocol = facts_of(row["recipe"])["protocol"]
+        allowed = SOURCES[row["source"], row["table"]].split(" or ")
+        assert protocol in allowed, (row["recipe"], protocol)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,14 +282,20 @@ def test_leaf_is_short_and_names_its_output_folder(name):
     assert set(cfg) == {"dataloader", "lr_multiplier", "model", "optimizer", "train"}
 
 
+def ap_text(value):
+    """With the source's decimals: one, or two."""
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:.2f}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_leaf_quotes_the_published_result_of_the_book(name):
-    file = recipes.config_root().parent / "docs" / "recipes" / "published.json"
     published = [
         " ".join(
-            f"{row[f'{kind}_ap']:.1f} {kind} AP," for kind in ("box", "mask") if row[f"{kind}_ap"]
+            f"{ap_text(row[f'{kind}_ap'])} {kind} AP,"
+            for kind in ("box", "mask")
+            if row[f"{kind}_ap"]
         )
-        for row in json.loads(file.read_text())["rows"]
+        for row in PUBLISHED["rows"]
         if row["recipe"] == name
     ]
     docstring = recipes.config_file(name).read_text().split('"""')[1]
@@ -179,7 +313,9 @@ def test_finetuning_names_its_weights_and_scratch_does_not(name):
 def test_weights_by_name_are_in_the_catalog(name):
     catalog = pytest.importorskip("wsbcn_d2.checkpoint.catalog").CATALOG
     weights = config(name).train.pretrained
-    assert "://" not in weights or weights.removeprefix("wsbcn://") in catalog
+    known = [f"wsbcn://{entry}" for entry in catalog]
+    known += [f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl" for depth in (50, 101)]
+    assert "://" not in weights or weights in known
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -55,9 +55,14 @@ nearest ones suggested.
   with a batch statistic of their own (`BN`, `SN`), but not the optimization. With another total,
   `dataloader.train.total_batch_size`, comes `train.scale_lr.enabled=True`, and another
   `train.max_iter`.
+- **Protocol**: whose training a recipe repeats, to the losses, pooling, decay and warm-up:
+  [configs/common/protocols](../configs/common/protocols) has one file for each, which also says
+  what it does not repeat. GN beside GN+WS, or SN beside GN, is a comparison where the protocol is
+  one; detectron2's own gives more than Detectron's by itself.
 - **Schedule**: iterations; the learning rate drops tenfold at those in brackets. `1x` and `2x` are
   Detectron's in rows of the SN paper, mmdetection's (12 and 24 epochs) in rows with GN+WS and in
-  their GN and BCN+WS counterparts.
+  their GN and BCN+WS counterparts. `_mmdet1`: mmdetection before its version 2. `_jhu`: the release
+  of Weight Standardization.
 - **GFLOPs** are multiply-adds in convolutions and linear layers for one image of 800 × 1333, with
   the recipe's number of proposals in the box head and 100 detections in mask and keypoint heads.
 - **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
@@ -69,17 +74,19 @@ and takes what `train.init_checkpoint` says: a file, or for example
 model with WS needs weights trained with WS: others load, and are other features.
 """
 
-NO_NUMBERS = """\
-## Published results without a recipe
-
-None of the COCO detection results in the documents above: mmdetection's GN+WS table (12 rows), the
-SN paper's Tables IV (7), V (5) and VI (6).
-
+OTHER_TASKS = """
 Not COCO detection, and so not here: the SN paper's Tables II (ImageNet), whose recipes are in
 `projects/classification`, VII and VIII (ADE20K, Cityscapes), in `projects/semantic_segmentation`,
 III (ImageNet), IX (MegaFace) and X (Kinetics). The WS and BCN paper's own table (Mask R-CNN R-50
 and R-101 with GN, GN+WS and BCN+WS, 20-23-24e) has its recipes, `finetune/mask_rcnn_*_20_23_24e`;
 its numbers were not in the documents at hand, so that no target is shown for BCN+WS.
+"""
+
+COSTS = """
+Mem: GB a GPU in training, and frames a second in testing, as mmdetection and detectron2 report them
+on their V100s, Detectron on P100s. mmdetection says of its table that "GN+WS requires about 5% more
+memory than GN, and it is only 5% slower than GN". What this project's norms cost is measured in
+[performance.md](performance.md).
 """
 
 
@@ -173,7 +180,7 @@ def _run_roi_heads(heads: Any, features: dict[str, torch.Tensor], num_proposals:
 
 def schedule_of(cfg: DictConfig) -> str:
     """Such as "90,000 (60,000, 80,000)"."""
-    scheduler = cfg.lr_multiplier.scheduler
+    scheduler = cfg.lr_multiplier.get("scheduler", cfg.lr_multiplier)
     total = cfg.train.max_iter
     if "milestones" not in scheduler:
         return f"{total:,} (cosine)"
@@ -186,6 +193,7 @@ def summarize(name: str, cfg: DictConfig, model: nn.Module) -> dict[str, str]:
     return {
         "recipe": f"`{name}`",
         "norms": norms_of(model),
+        "protocol": cfg.train.protocol or "own",
         "images a step": str(cfg.dataloader.train.total_batch_size),
         "schedule": schedule_of(cfg),
         "learning rate": f"{cfg.optimizer.lr:g}",
@@ -213,9 +221,10 @@ def complete(name: str, row: dict[str, str]) -> dict[str, str]:
             source = published["sources"][result["source"]]
             where = f"[{source['name']}]({source['url']}), {result['table']}: {result['row']}"
             targets.append(f"{_ap(result)} ({where})")
-            batches.append(f"{result['gpus']} × {result['images_per_gpu']}")
+            if result["gpus"]:
+                batches.append(f"{result['gpus']} × {result['images_per_gpu']}")
     ours = [
-        f"{_ap(result)} ([log]({result['log']}), {result['hardware']}, {result['commit']}: "
+        f"{_ap(result, 1)} ([log]({result['log']}), {result['hardware']}, {result['commit']}: "
         f"`{result['command']}`)"
         for result in read_data("results")
         if result["recipe"] == name
@@ -232,9 +241,63 @@ def complete(name: str, row: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _ap(result: dict[str, Any]) -> str:
+def _ap(result: dict[str, Any], digits: int = 2) -> str:
     values = [result["box_ap"], result.get("mask_ap")]
-    return " / ".join(f"{value:.1f}" for value in values if value is not None)
+    return " / ".join(_number(round(value, digits)) for value in values if value is not None)
+
+
+def _number(value: float | None) -> str:
+    """With the source's decimals: one, or two."""
+    if value is None:
+        return ""
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:.2f}"
+
+
+def published_details(rows: list[dict[str, Any]], sources: dict[str, Any]) -> str:
+    """A table of what the sources report besides AP.
+
+    Args:
+        rows, sources: of docs/recipes/published.json.
+    """
+    columns = {
+        "AP50": ("box", "AP50"),
+        "AP75": ("box", "AP75"),
+        "APs": ("box", "APs"),
+        "APm": ("box", "APm"),
+        "APl": ("box", "APl"),
+        "mask AP50": ("mask", "AP50"),
+        "mask AP75": ("mask", "AP75"),
+    }
+    lines = []
+    for row in rows:
+        values = {title: row.get(kind, {}).get(key) for title, (kind, key) in columns.items()}
+        values |= {"mem": row.get("memory_gb"), "fps": row.get("fps")}
+        if any(values.values()):
+            where = f"{sources[row['source']]['name']}, {row['table']}: {row['row']}"
+            head = {"row": where, "recipe": f"`{row['recipe']}`", "AP": _ap(row)}
+            lines.append(head | {title: _number(value) for title, value in values.items()})
+    return table(lines)
+
+
+def without_recipe(published: dict[str, Any]) -> str:
+    """A table of all tables of the sources: how many rows, how many with a recipe, and the others.
+
+    Args:
+        published: docs/recipes/published.json.
+    """
+    counts = Counter((row["source"], row["table"]) for row in published["rows"])
+    lines = []
+    for each in published["tables"]:
+        source = published["sources"][each["source"]]
+        lines.append(
+            {
+                "table": f"[{source['name']}]({source['url']}), {each['table']}",
+                "rows": str(each["rows"]),
+                "with a recipe": str(counts[each["source"], each["table"]]),
+                "without": "; ".join(each["without"]) or "–",
+            }
+        )
+    return table(lines)
 
 
 SECTIONS = (
@@ -261,7 +324,12 @@ def render(rows: dict[str, dict[str, str]]) -> str:
     for title, _ in SECTIONS:
         lines = [complete(name, row) for name, row in rows.items() if section_of(name) == title]
         parts.append(f"## {title}\n\n{table(lines)}")
-    parts.append(NO_NUMBERS)
+    published = read_data("published")
+    details = published_details(published["rows"], published["sources"])
+    parts.append(f"## What the sources report besides AP\n\n{details}{COSTS}")
+    parts.append(
+        f"## Published results without a recipe\n\n{without_recipe(published)}{OTHER_TASKS}"
+    )
     return "\n".join(parts)
 
 

@@ -18,6 +18,7 @@ optimizer = _baseline.optimizer
 dataloader.train.mapper.image_format = "RGB"
 model.backbone.bottom_up.freeze_at = 0
 model.proposal_generator.head.conv_dims = [-1, -1]
+train.protocol = "detectron2"
 train.max_iter = _baseline.train.max_iter
 train.scale_lr.reference_batch_size = 64
 train.amp.enabled = True

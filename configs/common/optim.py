@@ -1,5 +1,5 @@
-"""SGD as in all the papers: momentum 0.9, weight decay 1e-4 but 0 on every norm's parameters."""
+"""SGD with momentum 0.9 and weight decay 1e-4, 0 on norms' parameters; a protocol may change it."""
 
 from detectron2 import model_zoo
 
-optimizer = model_zoo.get_config("common/optim.py").SGD  # weight_decay_norm is 0 there already
+optimizer = model_zoo.get_config("common/optim.py").SGD

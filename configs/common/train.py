@@ -8,6 +8,8 @@ train = dict(
     # Weights that a finetuning recipe is made for. They are not fetched unasked: name them, or a
     # file with them, in init_checkpoint. Without, the run starts from random weights, and warns.
     pretrained="",
+    # Whose training a recipe repeats, for the recipe book; configs/common/protocols have them.
+    protocol="",
     # Iterations (optimizer steps) of the whole training.
     max_iter=90000,
     # The length as passes over the training images instead: max_iter becomes what they take, and

@@ -1,9 +1,11 @@
-"""Faster R-CNN R-101-FPN, SN, 1x."""
+"""Faster R-CNN R-101-FPN, SN, Detectron's 1x.
+
+Published weights of this depth had 32 images a GPU, too far from 2: projects/classification
+trains some with 2.
+"""
 
 from .faster_rcnn_r50_fpn_sn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
-train.pretrained = "wsbcn://resnet101_sn_8x32"
-# The only published weights of ResNet-101 with SN.
-train.silence = ["pretraining-minibatch"]
+train.pretrained = "weights/resnet101_sn_8x2.pth"
 train.output_dir = "./output/finetune/faster_rcnn_r101_fpn_sn_1x"

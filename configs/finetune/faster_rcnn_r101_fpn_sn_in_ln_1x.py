@@ -1,6 +1,6 @@
-"""Faster R-CNN R-101-FPN, SN without its batch statistic, 1x.
+"""Faster R-CNN R-101-FPN, SN without its batch statistic, Detectron's 1x.
 
-No such weights are published: put your own ResNet-101 there.
+No such weights are published: projects/classification trains some.
 """
 
 from .faster_rcnn_r50_fpn_sn_in_ln_1x import dataloader, lr_multiplier, model, optimizer, train

@@ -1,4 +1,4 @@
-"""Faster R-CNN R-101-FPN, SyncSN, 1x."""
+"""Faster R-CNN R-101-FPN, SyncSN, Detectron's 1x."""
 
 from .faster_rcnn_r50_fpn_syncsn_1x import dataloader, lr_multiplier, model, optimizer, train
 

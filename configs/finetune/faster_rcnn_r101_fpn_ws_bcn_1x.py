@@ -1,4 +1,8 @@
-"""Faster R-CNN R-101-FPN, BCN+WS, mmdetection's 1x."""
+"""Faster R-CNN R-101-FPN, BCN+WS, mmdetection's 1x.
+
+No COCO code was released: schedule and decay are those of the GN+WS rows; docs/norms.md has
+the rest.
+"""
 
 from .faster_rcnn_r50_fpn_ws_bcn_1x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -5,10 +5,11 @@ Published: 19.3 box AP (SN paper, Table IV).
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.faster_rcnn_c4 import dataloader, lr_multiplier, model, optimizer, train
+from ..common.faster_rcnn_c4_600 import dataloader, lr_multiplier, model, optimizer, train
+from ..common.models.zoo import as_msra, ceil_pool_stem
 
+as_msra(model, dataloader)
+ceil_pool_stem(model)
 use_norm(model, "BN")
-train.pretrained = "wsbcn://resnet50_bn"
-# What the paper's row shows: BN finetuned on 3 images a GPU.
-train.silence = ["pretraining-minibatch"]
+train.pretrained = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.output_dir = "./output/finetune/faster_rcnn_r50_c4_bn_120k"

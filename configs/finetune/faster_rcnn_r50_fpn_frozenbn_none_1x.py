@@ -1,13 +1,17 @@
-"""Faster R-CNN R-50-FPN, FrozenBN in the backbone, no norm in FPN and heads, 1x.
+"""Faster R-CNN R-50-FPN, FrozenBN in the backbone, no norm in FPN and heads: Detectron's 1x.
 
 Published: 36.7 box AP (SN paper, Table V).
 """
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
 from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
+from ..common.models.zoo import as_msra, two_layer_box_head
+from ..common.protocols.detectron1 import follow
 
+as_msra(model, dataloader)
+two_layer_box_head(model)
 use_norm(model, "FrozenBN", "")
-train.pretrained = "wsbcn://resnet50_bn"
+lr_multiplier = follow(model, optimizer, train, "1x")
+train.pretrained = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_frozenbn_none_1x"

@@ -1,14 +1,17 @@
-"""Faster R-CNN R-50-FPN, SN, 1x.
+"""Faster R-CNN R-50-FPN, SN, Detectron's 1x.
 
 Two images a process or more: with one, the batch statistic is the instance's in training only.
-Published: 39.3 box AP (SN paper, Table V: SN, SN).
+Published: 39.3 box AP (SN paper, Table V).
 """
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
 from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
+from ..common.norms import released
+from ..common.protocols.detectron1 import follow
 
-use_norm(model, "SN")
+use_norm(model, released("SN"))
+lr_multiplier = follow(model, optimizer, train, "1x")
+train.batch_average_iters = 200
 train.pretrained = "wsbcn://resnet50_sn_8x2"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_sn_1x"

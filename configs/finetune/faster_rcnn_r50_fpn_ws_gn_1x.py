@@ -5,11 +5,10 @@ Published: 39.7 box AP (mmdetection's GN+WS table).
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_12e as lr_multiplier
-from ..common.coco_schedule import max_iter_12e
 from ..common.faster_rcnn_fpn import dataloader, model, optimizer, train
+from ..common.protocols.mmdetection import follow
 
 use_norm(model, "GN", standardize=True)
-train.max_iter = max_iter_12e
+lr_multiplier = follow(optimizer, train, "12e")
 train.pretrained = "wsbcn://resnet50_gn_ws"
 train.output_dir = "./output/finetune/faster_rcnn_r50_fpn_ws_gn_1x"

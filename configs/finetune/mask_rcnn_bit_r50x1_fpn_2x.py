@@ -6,13 +6,12 @@ mmdetection's for GN+WS, so that the two backbones compare.
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_24e as lr_multiplier
-from ..common.coco_schedule import max_iter_24e
 from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
 from ..common.models.resnetv2 import use_resnetv2
+from ..common.protocols.mmdetection import follow
 
 use_resnetv2(model, depth=50)
 use_norm(model, "GN", standardize=True)
-train.max_iter = max_iter_24e
+lr_multiplier = follow(optimizer, train, "24e")
 train.pretrained = "wsbcn://resnetv2_50x1_bit_in21k"
 train.output_dir = "./output/finetune/mask_rcnn_bit_r50x1_fpn_2x"

@@ -1,4 +1,4 @@
-"""Mask R-CNN R-101-FPN, GN, 20-23-24e."""
+"""Mask R-CNN R-101-FPN, GN, mmdetection's 20-23-24e."""
 
 from .mask_rcnn_r50_fpn_gn_20_23_24e import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,6 +1,6 @@
-"""Mask R-CNN R-101-FPN, SN without its batch statistic, 2x.
+"""Mask R-CNN R-101-FPN, SN without its batch statistic, SwitchNorm_Detection's 2x.
 
-No such weights are published: put your own ResNet-101 there.
+No such weights are published: projects/classification trains some.
 """
 
 from .mask_rcnn_r50_fpn_sn_in_ln_2x import dataloader, lr_multiplier, model, optimizer, train

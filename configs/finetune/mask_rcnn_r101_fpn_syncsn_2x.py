@@ -1,4 +1,4 @@
-"""Mask R-CNN R-101-FPN, SyncSN, 2x."""
+"""Mask R-CNN R-101-FPN, SyncSN, Detectron's 2x."""
 
 from .mask_rcnn_r50_fpn_syncsn_2x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,4 +1,8 @@
-"""Mask R-CNN R-101-FPN, BCN+WS, 20-23-24e."""
+"""Mask R-CNN R-101-FPN, BCN+WS, mmdetection's 20-23-24e.
+
+No COCO code was released: schedule and decay are those of the GN+WS rows; docs/norms.md has
+the rest.
+"""
 
 from .mask_rcnn_r50_fpn_ws_bcn_20_23_24e import dataloader, lr_multiplier, model, optimizer, train
 

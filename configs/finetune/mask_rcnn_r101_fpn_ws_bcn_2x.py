@@ -1,4 +1,8 @@
-"""Mask R-CNN R-101-FPN, BCN+WS, mmdetection's 2x."""
+"""Mask R-CNN R-101-FPN, BCN+WS, mmdetection's 2x.
+
+No COCO code was released: schedule and decay are those of the GN+WS rows; docs/norms.md has
+the rest.
+"""
 
 from .mask_rcnn_r50_fpn_ws_bcn_2x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN R-101-FPN, GN+WS, 20-23-24e.
+"""Mask R-CNN R-101-FPN, GN+WS, mmdetection's 20-23-24e.
 
 Published: 43.1 box AP, 38.6 mask AP (mmdetection's GN+WS table).
 """

@@ -1,6 +1,7 @@
-"""Mask R-CNN R-50-FPN, GN, 20-23-24e."""
+"""Mask R-CNN R-50-FPN, GN, mmdetection's 20-23-24e."""
 
-from ..common.coco_schedule import lr_multiplier_20_23_24e as lr_multiplier
+from ..common.protocols.mmdetection import follow
 from .mask_rcnn_r50_fpn_gn_2x import dataloader, model, optimizer, train
 
+lr_multiplier = follow(optimizer, train, "20_23_24e")
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_gn_20_23_24e"

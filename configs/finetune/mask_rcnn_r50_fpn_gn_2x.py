@@ -5,11 +5,10 @@ Published: 40.2 box AP, 36.4 mask AP (mmdetection's GN table).
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_24e as lr_multiplier
-from ..common.coco_schedule import max_iter_24e
 from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
+from ..common.protocols.mmdetection import follow
 
 use_norm(model, "GN")
-train.max_iter = max_iter_24e
+lr_multiplier = follow(optimizer, train, "24e")
 train.pretrained = "wsbcn://resnet50_gn"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_gn_2x"

@@ -1,4 +1,4 @@
-"""Mask R-CNN R-50-FPN, SyncSN, 2x.
+"""Mask R-CNN R-50-FPN, SyncSN, Detectron's 2x.
 
 Batch statistics over all processes, 16 images. Starts from weights of SN, which has the same
 parameters, trained with 32: the nearest.
@@ -6,11 +6,12 @@ parameters, trained with 32: the nearest.
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.coco_schedule import lr_multiplier_2x as lr_multiplier
-from ..common.coco_schedule import max_iter_2x
 from ..common.mask_rcnn_fpn import dataloader, model, optimizer, train
+from ..common.norms import released
+from ..common.protocols.detectron1 import follow
 
-use_norm(model, "SyncSN")
-train.max_iter = max_iter_2x
+use_norm(model, released("SyncSN"))
+lr_multiplier = follow(model, optimizer, train, "2x")
+train.batch_average_iters = 200
 train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/mask_rcnn_r50_fpn_syncsn_2x"

@@ -1,4 +1,4 @@
-"""Mask R-CNN X-101-32x4d-FPN, GN, 20-23-24e."""
+"""Mask R-CNN X-101-32x4d-FPN, GN, mmdetection's 20-23-24e."""
 
 from ..common.models.zoo import resnext_stages
 from .mask_rcnn_r50_fpn_gn_20_23_24e import dataloader, lr_multiplier, model, optimizer, train

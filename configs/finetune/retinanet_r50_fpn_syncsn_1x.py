@@ -6,9 +6,11 @@ all levels mixed, which no level has in training.
 
 from wsbcn_d2.modeling import use_norm
 
+from ..common.norms import released
 from ..common.retinanet_fpn import dataloader, lr_multiplier, model, optimizer, train
 
-use_norm(model, "SyncSN")
+use_norm(model, released("SyncSN"))
 model.head.norm = "SN_IN_LN"
+train.batch_average_iters = 200
 train.pretrained = "wsbcn://resnet50_sn_8x32"
 train.output_dir = "./output/finetune/retinanet_r50_fpn_syncsn_1x"

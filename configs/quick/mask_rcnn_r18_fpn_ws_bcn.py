@@ -1,4 +1,8 @@
-"""The quick job with Batch-Channel Normalization and weight standardization."""
+"""The quick job with Batch-Channel Normalization and weight standardization.
+
+Standardized as WS's release and BCN's DeepLabV3 do, with eps outside the root; BCN's ImageNet
+weights, and so the recipes that start from them, have it inside.
+"""
 
 from wsbcn_d2.modeling import use_norm
 

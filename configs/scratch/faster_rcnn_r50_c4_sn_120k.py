@@ -5,8 +5,12 @@ Published: 29.5 box AP (SN paper, Table IV).
 
 from wsbcn_d2.modeling import use_norm
 
-from ..common.faster_rcnn_c4 import dataloader, lr_multiplier, model, optimizer, train
+from ..common.faster_rcnn_c4_600 import dataloader, lr_multiplier, model, optimizer, train
+from ..common.models.zoo import as_msra, ceil_pool_stem
 
+as_msra(model, dataloader)
+ceil_pool_stem(model)
 use_norm(model, "SN")
 model.backbone.freeze_at = 0
+train.batch_average_iters = 200
 train.output_dir = "./output/scratch/faster_rcnn_r50_c4_sn_120k"

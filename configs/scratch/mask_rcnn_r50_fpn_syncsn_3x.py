@@ -1,8 +1,9 @@
-"""Mask R-CNN R-50-FPN, SyncSN, from random weights, 3x."""
+"""Mask R-CNN R-50-FPN, SyncSN, from random weights, detectron2's 3x."""
 
 from wsbcn_d2.modeling import use_norm
 
 from ..common.mask_rcnn_fpn_scratch import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "SyncSN")
+train.batch_average_iters = 200
 train.output_dir = "./output/scratch/mask_rcnn_r50_fpn_syncsn_3x"

@@ -1,4 +1,4 @@
-"""Mask R-CNN R-50-FPN, BCN+WS, from random weights, 3x."""
+"""Mask R-CNN R-50-FPN, BCN+WS, from random weights, detectron2's 3x."""
 
 from wsbcn_d2.modeling import use_norm
 

@@ -117,6 +117,7 @@ CATALOG = {
     # GN
     "resnet50_gn": Entry(f"{_MMLAB}/resnet50_gn-9186a21c.pth", _GN_DETECTRON),
     "resnet101_gn": Entry(f"{_MMLAB}/resnet101_gn-cac0ab98.pth", _GN_DETECTRON),
+    "resnet50_gn_contrib": Entry(f"{_MMLAB}/resnet50_gn_thangvubk-ad1730dd.pth", _GN),
     "resnext50_32x4d_gn": Entry(f"{_MMLAB}/resnext50_32x4d_gn-c7e8b754.pth", _GN),
     "resnext101_32x4d_gn": Entry(f"{_MMLAB}/resnext101_32x4d_gn-ac3bb84e.pth", _GN),
     "resnet50_gn_timm": Entry(f"{_TIMM}/resnet50_gn_a1h2-8fe6c4d0.pth", {"source": "timm"}),

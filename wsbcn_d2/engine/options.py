@@ -151,6 +151,7 @@ class Options:
     output_dir: _Path
     init_checkpoint: _Text
     pretrained: _Text
+    protocol: _Text
     max_iter: _Positive
     epochs: Annotated[
         float, Rule("a finite number, 0 or more", lambda v: _is_number(v) and 0 <= v < math.inf)

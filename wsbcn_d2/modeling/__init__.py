@@ -8,7 +8,14 @@ from .backbones import (
 from .config import add_wsbcn_config
 from .inclusive_boxes import InclusiveBox2BoxTransform, InclusiveRCNN, use_inclusive_boxes
 from .lazy import use_norm
-from .norm_registry import InstanceNorm2d, known_norms, register_norms, unregister_norms
+from .norm_registry import (
+    InstanceNorm2d,
+    known_norms,
+    norm_with,
+    register_norms,
+    unregister_norms,
+)
+from .poolers import CropPooler
 from .resnetv2 import (
     BiTConv2d,
     PreActBottleneckBlock,
@@ -23,6 +30,7 @@ from .weight_standardization import WSConv2d, standardize_convs, standardized
 __all__ = [
     "BiTConv2d",
     "CeilPoolStem",
+    "CropPooler",
     "InclusiveBox2BoxTransform",
     "InclusiveRCNN",
     "InstanceNorm2d",
@@ -39,6 +47,7 @@ __all__ = [
     "build_ws_resnetv2_fpn_backbone",
     "build_ws_retinanet_resnet_fpn_backbone",
     "known_norms",
+    "norm_with",
     "register_norms",
     "standardize_convs",
     "standardized",

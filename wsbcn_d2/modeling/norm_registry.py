@@ -33,6 +33,7 @@ __all__ = [
     "build_norm",
     "known_norms",
     "norm_name",
+    "norm_with",
     "register_norms",
     "unregister_norms",
 ]
@@ -119,6 +120,24 @@ def norm_name(module: nn.Module) -> str | None:
             if all(getattr(module, key) == value for key, value in wanted):
                 return name
     return None
+
+
+def norm_with(name: str, **options: Any) -> Callable[[int], nn.Module]:
+    """A norm of this package with other arguments than its name stands for.
+
+    In a lazy config ``L(norm_with)(name="SN", momentum=0.003)`` is a choice wherever a name is.
+
+    Args:
+        name: one of this package's names, such as "SN" or "BCN".
+        options: of the norm's class.
+
+    Raises:
+        ValueError: ``name`` is not one of them.
+    """
+    known = {each: norm.build for each, norm in NORMS.items() if norm.build is not None}
+    if name not in known:
+        raise ValueError(f"norm_with: unknown norm {name!r}; known: {', '.join(sorted(known))}")
+    return partial(known[name], **options)
 
 
 def register_norms() -> None:

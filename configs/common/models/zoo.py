@@ -5,6 +5,8 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
+from wsbcn_d2.modeling import CeilPoolStem
+
 
 def from_zoo(name):
     """Model ``name`` of detectron2's ``configs/common/models``, for these papers' weights.
@@ -26,6 +28,31 @@ def from_zoo(name):
         head.conv_dims = [256, 256, 256, 256]
         head.fc_dims = [1024]
     return model
+
+
+def as_msra(model, dataloader):
+    """For MSRA's ResNets, which Detectron and its BN† rows start from; in place.
+
+    BGR input of unit deviation, and the stride of a bottleneck in its first convolution.
+    """
+    constants = model_zoo.get_config("common/data/constants.py").constants
+    model.pixel_mean = constants.imagenet_bgr256_mean
+    model.pixel_std = constants.imagenet_bgr256_std
+    model.input_format = dataloader.train.mapper.image_format = "BGR"
+    model.backbone.get("bottom_up", model.backbone).stages.stride_in_1x1 = True
+    if "res5" in model.roi_heads:
+        model.roi_heads.res5.stride_in_1x1 = True
+
+
+def ceil_pool_stem(model):
+    """The stem of Caffe's ResNets, faster-rcnn.pytorch's and Sparse_SwitchNorm's; in place."""
+    model.backbone.get("bottom_up", model.backbone).stem._target_ = CeilPoolStem
+
+
+def two_layer_box_head(model):
+    """Detectron's box head of two linear layers, which has no norm; in place."""
+    model.roi_heads.box_head.conv_dims = []
+    model.roi_heads.box_head.fc_dims = [1024, 1024]
 
 
 def resnext_stages(depth, norm, num_groups=32, width_per_group=4):
