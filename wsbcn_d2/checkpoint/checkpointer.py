@@ -124,8 +124,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
     def find_loadable(self) -> str:
         """The newest checkpoint in the folder that can be loaded; "" if there is none at all.
 
-        Rank 0 reads it whole and compares its checksums, so this takes about as long as loading
-        it. Damaged ones are warned of. With several processes all must call it.
+        Rank 0 reads it and checks its checksums, which takes about as long as loading it, and warns
+        of damaged ones. All ranks must call it.
 
         Raises:
             CheckpointError: there are checkpoints, and all are damaged.
@@ -184,8 +184,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             resume: whether to look for a checkpoint in the output folder first.
 
         Raises:
-            CheckpointError: as `load`; or all checkpoints to resume from are damaged, as starting
-                anew is not what was asked for.
+            CheckpointError: as `load`; or all checkpoints to resume from are damaged.
         """
         if self.save_to_disk:
             self._remove_leftovers()
