@@ -1,11 +1,9 @@
-"""The digits' recipe, shortened, and the project's script: resume, evaluation, mistakes."""
+"""The digits' recipe, shortened: resume, evaluation, mistakes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from projects.semantic_segmentation.semantic_segmentation import (
     SegmentationMapper,
     SemanticSegmentation,
 )
-from tests.engine.tiny_run import environment
 from tests.engine.tiny_training import differing
 from wsbcn_d2.data.label_maps import read_label_map
 from wsbcn_d2.engine import argument_parser, load_config, read_config
@@ -133,11 +130,9 @@ def test_label_that_is_no_class_is_named(tmp_path):
         mapper(record)
 
 
-def test_script_says_how_many_classes_the_data_has(tmp_path):
-    command = [sys.executable, str(PROJECT / "train_net.py"), "--config-file", str(CONFIG)]
-    command += ["model.sem_seg_head.num_classes=7", f"train.output_dir={tmp_path}"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1
-    assert "dataset 'digits_sem_seg_train' has 11 classes, but" in done.stderr
-    assert "model.sem_seg_head.num_classes is 7" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_number_of_classes_that_the_data_has_not_is_one_message():
+    cfg = load_config(str(CONFIG), ["model.sem_seg_head.num_classes=7"])
+    task = SemanticSegmentation()
+    message = "'digits_sem_seg_val' has 11 classes, but model.sem_seg_head.num_classes is 7"
+    with pytest.raises(UserError, match=message):
+        task.check_data(read_config(cfg, task), ["test"])
