@@ -6,9 +6,12 @@ import json
 
 import pytest
 import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
 
 from tests.deploy.detectors import load, make_images
-from wsbcn_d2.deploy import export_detector
+from tests.recipe_models import narrow_config
+from wsbcn_d2.deploy import Detector, export_detector
 from wsbcn_d2.errors import ConfigError, UserError
 
 pytestmark = [
@@ -51,6 +54,16 @@ def test_onnx_in_onnxruntime(tmp_path):
     assert meta["outputs"] == [output.name for output in session.get_outputs()]
     (value,) = session.get_inputs()
     assert (value.name, value.shape) == ("image", [3, "height", "width"])
+
+
+def test_one_stage_detectors_too(tmp_path):
+    cfg = narrow_config("finetune/retinanet_r50_fpn_ws_gn_1x")
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    model.test_score_thresh = 0.0
+    detector = Detector(model, cfg, T.AugmentationList([]), "BGR", [], "cpu")
+    differences = export(detector, "torchscript", tmp_path / "model.ts")
+    assert set(differences) == OUTPUTS - {"pred_masks"} and max(differences.values()) <= 1e-3
 
 
 def test_torch_export_of_the_backbone(tmp_path):

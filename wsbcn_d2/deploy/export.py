@@ -100,7 +100,8 @@ def export_detector(
     if adapter is None:
         raise ConfigError(
             f"the model detects nothing in any of the {len(floats)} images, so its heads would not "
-            "be traced; give an image with a detection, or a lower --threshold"
+            "be traced; give an image with a detection, or lower the config's threshold (for R-CNN "
+            "--opts model.roi_heads.box_predictor.test_score_thresh=0.01)"
         )
     meta = describe_model(detector) | {"outputs": adapter.names}
     with warnings.catch_warnings(), _quiet():
