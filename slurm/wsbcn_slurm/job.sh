@@ -10,6 +10,8 @@
 #   last_call          seconds after the signal at which processes that have not ended are killed
 #   node_failure_wait  seconds in which SLURM finds out that a node is down
 
+export -n run python tasks_per_node max_requeues last_call node_failure_wait # for this script only
+
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 restart=${SLURM_RESTART_COUNT:-0}

@@ -166,8 +166,9 @@ def test_a_rank_that_raises_or_is_killed_ends_the_job_on_all_nodes(user: User, t
 
 def test_after_a_node_failure_jobs_go_on_with_fewer_nodes_or_are_held(user: User, tmp_path: Path):
     go_on = tmp_path / "go_on"
-    overrides = ("train.max_iter=8", f"dataloader.train.mapper.until={go_on}")
-    overrides += ("dataloader.train.mapper.seconds=2", "train.checkpointer.period=2")
+    # Many iterations: on a busy machine the second job begins late.
+    overrides = ("train.max_iter=30", f"dataloader.train.mapper.until={go_on}")
+    overrides += ("dataloader.train.mapper.seconds=3", "train.checkpointer.period=2")
     (fewer,) = user.submit("fewer", *overrides, options=("--min-nodes=1",))
     (held,) = user.submit("held", *overrides)
     try:
@@ -264,8 +265,10 @@ def test_mistakes_are_one_line_and_submit_nothing(
 
 
 def test_cancelled_jobs_stay_cancelled(user: User):
-    (job,) = user.submit("cancelled", "dataloader.train.mapper.seconds=2")
-    user.wait_for_event("cancelled", "started")
+    # scancel's SIGTERM stops the training in good order, as a preemption's would.
+    overrides = ("dataloader.train.mapper.seconds=1", "train.stop_signals=[SIGUSR2,SIGTERM]")
+    (job,) = user.submit("cancelled", *overrides)
+    user.wait_for_iteration("cancelled", 1)
     again = user.try_to_submit("cancelled")
     assert again.returncode == 1
     assert f"job {job} is still in the queue" in again.stderr
