@@ -183,7 +183,8 @@ def test_after_a_node_failure_jobs_go_on_with_fewer_nodes_or_are_held(user: User
             )
         go_on.touch()
         user.release(fewer)
-        user.release(held)
+        # The other waits SLURM's two minutes. Before, a node that is back may still be told to end
+        # the first start, and ends the second.
         assert user.wait_until_ended("fewer", fewer) == "COMPLETED", user.log("fewer")[-3000:]
         assert [e["tasks"] for e in user.events("fewer", "started")] == [4, 2]
         assert "Resuming at iteration" in user.log("fewer")
