@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.checkpoint.published import Reference, ReleasedSN, WSConv, norms_named
 from tests.checkpoint.test_convert import detector
+from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint import (
     CATALOG,
     SOURCES,
@@ -165,6 +166,12 @@ def test_the_docs_have_every_name_and_its_address():
     text = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \|.*<(\S+)>", text, re.M))
     assert rows == {name: entry.url for name, entry in CATALOG.items()}
+
+
+def test_detectors_have_the_names_of_the_recipes_that_evaluate_them():
+    leaves = {name.rpartition("/")[2] for name in recipes.list_configs()}
+    detectors = {name.removesuffix("_detectron") for name in CATALOG if "_rcnn_" in name}
+    assert len(detectors) > 20 and detectors - leaves == {"mask_rcnn_r101_fpn_gn_3x"}
 
 
 @pytest.mark.parametrize("name", CATALOG)
