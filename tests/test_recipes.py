@@ -47,8 +47,9 @@ def test_listing_needs_no_detectron2():
 def test_an_installed_package_has_every_recipe(tmp_path):
     # A copy of the checkout: the build leaves files beside setup.py.
     root = Path(wsbcn_d2.__file__).parents[1]
-    shutil.copy(root / "setup.py", tmp_path)
-    for name in ("wsbcn_d2", "configs"):
+    for name in ("setup.py", "train_net.py"):
+        shutil.copy(root / name, tmp_path)
+    for name in ("wsbcn_d2", "configs", "tools"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / name, tmp_path / name, ignore=ignored)
     build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", "installed"]
