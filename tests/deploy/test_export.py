@@ -82,6 +82,12 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path, monkey
     monkeypatch.setattr("wsbcn_d2.deploy.export._TOLERANCE", -1.0)
     with pytest.raises(UserError, match="results are not the model's"):
         export(detector, "torchscript", tmp_path / "model.ts")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="fails on an image of 96x80"),
+    ):
+        patch.setattr(torch.jit, "load", lambda _: lambda image: 1 / 0)
+        export(detector, "torchscript", tmp_path / "model.ts")
     detector.model = torch.nn.Linear(1, 1)
     with pytest.raises(ConfigError, match="a Linear cannot be exported"):
         export(detector, "onnx", tmp_path / "model.onnx")

@@ -175,7 +175,15 @@ def _compare(adapter: _Named, run: Any, images: Sequence[Tensor]) -> dict[str, f
     """The largest difference of each output; of boxes, as a share of the image's longer side."""
     found = dict.fromkeys(adapter.names, 0.0)
     for image in images:
-        for name, ours, theirs in zip(adapter.names, adapter(image), run(image), strict=True):
+        try:
+            results = run(image)
+        except Exception as error:  # the runtimes' have no common base
+            raise UserError(
+                f"the exported model fails on an image of {image.shape[2]}x{image.shape[1]} pixels "
+                f"(width x height), as a graph that holds for other sizes only; nothing was "
+                f"written: {error}"
+            ) from error
+        for name, ours, theirs in zip(adapter.names, adapter(image), results, strict=True):
             if ours.shape != theirs.shape:
                 raise UserError(
                     f"the exported model finds {len(theirs)} objects in an image of "
