@@ -154,6 +154,8 @@ scratch/mask_rcnn_r50_fpn_syncbn_3x               | 53 SyncBN       | 8 SyncBN  
 scratch/mask_rcnn_r50_fpn_syncbn_100ep_lsj        | 53 SyncBN       | 8 SyncBN   | 4 SyncBN    | 4 SyncBN   |
 quick/mask_rcnn_r18_fpn_bn                        | 15 BN           | 6 BN       | 2 BN        | 2 BN       |
 quick/mask_rcnn_r18_fpn_gn                        | 15 GN           | 6 GN       | 2 GN        | 2 GN       |
+quick/mask_rcnn_r18_fpn_sn                        | 15 SN           | 6 SN       | 2 SN        | 2 SN       |
+quick/mask_rcnn_r18_fpn_ssn                       | 15 SSN          | 6 SSN      | 2 SSN       | 2 SSN      |
 quick/mask_rcnn_r18_fpn_sn_in_ln                  | 15 SN_IN_LN     | 6 SN_IN_LN | 2 SN_IN_LN  | 2 SN_IN_LN |
 quick/mask_rcnn_r18_fpn_syncsn                    | 15 SyncSN       | 6 SyncSN   | 2 SyncSN    | 2 SyncSN   |
 quick/mask_rcnn_r18_fpn_ws_bcn                    | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    | 2 BCN+WS   |
