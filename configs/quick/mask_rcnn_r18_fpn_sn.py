@@ -9,6 +9,5 @@ from wsbcn_d2.modeling import use_norm
 from ..common.quick import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "SN")
-train.images_per_gpu = 2
 train.batch_average_iters = 50
 train.output_dir = "./output/quick/mask_rcnn_r18_fpn_sn"

@@ -9,7 +9,6 @@ from wsbcn_d2.modeling import use_norm
 from ..common.quick import dataloader, lr_multiplier, model, optimizer, train
 
 use_norm(model, "SSN")
-train.images_per_gpu = 2
 train.batch_average_iters = 50
 train.ssn_full_at = 0.7
 train.output_dir = "./output/quick/mask_rcnn_r18_fpn_ssn"
