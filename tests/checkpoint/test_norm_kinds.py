@@ -38,7 +38,7 @@ def compare(theirs, ours, record=True):
     return compare_with_checkpoint(checkpoint, ours)
 
 
-KINDS = ["BN", "FrozenBN", "GN", "LN", "IN", "SN", "SN_IN_LN", "SyncSN", "SSN", "BCN",
+KINDS = ["BN", "FrozenBN", "GN", "LN", "LN_CHW", "IN", "SN", "SN_IN_LN", "SyncSN", "SSN", "BCN",
          "BatchBCN", "SyncBCN"]  # fmt: skip
 
 

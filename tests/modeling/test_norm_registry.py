@@ -18,7 +18,7 @@ from torch import nn
 import wsbcn_d2
 from wsbcn_d2 import norms
 from wsbcn_d2.checkpoint import compare_with_checkpoint, describe_model
-from wsbcn_d2.modeling import InstanceNorm2d, known_norms, norm_registry
+from wsbcn_d2.modeling import GroupNorm1, InstanceNorm2d, known_norms, norm_registry
 
 held_before_registration = partial(get_norm, "SN")
 
@@ -31,6 +31,7 @@ OURS = {
     "BatchBCN": norms.BatchChannelNorm2d,
     "SyncBCN": norms.BatchChannelNorm2d,
     "IN": InstanceNorm2d,
+    "LN_CHW": GroupNorm1,
     "BRN": norms.BatchRenorm2d,
 }
 

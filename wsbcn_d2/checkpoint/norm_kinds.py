@@ -106,6 +106,6 @@ def same_kind(theirs: str, ours: str) -> bool:
         ours: from `describe_norms`.
     """
     if theirs == _AFFINE:
-        return ours in ("GN", "LN", "IN")
+        return ours in ("GN", "LN", "LN_CHW", "IN")
     known = theirs in NORMS and ours in NORMS
     return theirs == ours or (known and NORMS[theirs].family == NORMS[ours].family)

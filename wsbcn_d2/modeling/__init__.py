@@ -9,6 +9,7 @@ from .config import add_wsbcn_config
 from .inclusive_boxes import InclusiveBox2BoxTransform, InclusiveRCNN, use_inclusive_boxes
 from .lazy import use_norm
 from .norm_registry import (
+    GroupNorm1,
     InstanceNorm2d,
     known_norms,
     norm_with,
@@ -31,6 +32,7 @@ __all__ = [
     "BiTConv2d",
     "CeilPoolStem",
     "CropPooler",
+    "GroupNorm1",
     "InclusiveBox2BoxTransform",
     "InclusiveRCNN",
     "InstanceNorm2d",

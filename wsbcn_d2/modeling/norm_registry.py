@@ -28,6 +28,7 @@ from ..norms import (
 
 __all__ = [
     "NORMS",
+    "GroupNorm1",
     "InstanceNorm2d",
     "Norm",
     "build_norm",
@@ -54,6 +55,18 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
         self._check_input_dim(input)
         return normalize(input, rule, self.weight, self.bias)
+
+
+class GroupNorm1(nn.GroupNorm):
+    """GroupNorm with one group: Layer Normalization of each sample's ``(C, H, W)``.
+
+    This is the LN that BN, IN, GN and SN are compared with in the papers (arXiv:1607.06450 for its
+    statistics, arXiv:1803.08494 for the affine pair of each channel). detectron2's "LN" takes those
+    of the channels at each position.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(1, num_features)
 
 
 class Norm(NamedTuple):
@@ -91,6 +104,7 @@ NORMS: dict[str, Norm] = {
     "BatchBCN": Norm(_BATCH_BCN, (BatchChannelNorm,), "BCN", "process"),
     "SyncBCN": Norm(_SYNC_BCN, (BatchChannelNorm,), "BCN", "ranks"),
     "IN": Norm(InstanceNorm2d, (_InstanceNorm,), "IN", "sample"),
+    "LN_CHW": Norm(GroupNorm1, (GroupNorm1,), "LN_CHW", "sample"),
     "BRN": Norm(BatchRenorm2d, (BatchRenorm2d,), "BN", "estimates"),
     # The keys of the dictionary inside detectron2's get_norm, which shows them to nobody.
     "BN": Norm(None, (_BatchNorm,), "BN", "process"),
@@ -144,9 +158,9 @@ def register_norms() -> None:
     """Make this package's norms choices in detectron2, by name, wherever it takes a norm.
 
     After it ``get_norm`` knows "SN", "SyncSN", "SN_IN_LN" (no batch statistic), "SSN", "BCN"
-    (estimates), "BatchBCN", "SyncBCN", "IN" and "BRN" besides the stock names, and lists them all
-    when given a name that it does not know. Calling it again changes nothing; `unregister_norms`
-    undoes it.
+    (estimates), "BatchBCN", "SyncBCN", "IN", "LN_CHW" and "BRN" besides the stock names, and lists
+    them all when given a name that it does not know. Calling it again changes nothing;
+    `unregister_norms` undoes it.
     """
     get_norm = batch_norm.get_norm
     if hasattr(get_norm, _STOCK_ATTRIBUTE):

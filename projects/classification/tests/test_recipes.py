@@ -31,7 +31,7 @@ LAYERS = {
     "resnet110": 1 + 2 * 54 + 2,
     "r18": 1 + 2 * 6 + 2,
 }
-KINDS = {"sn_in_ln": "SN_IN_LN", "ws_gn": "GN", "ws_bcn": "BCN"}
+KINDS = {"ln": "LN_CHW", "sn_in_ln": "SN_IN_LN", "ws_gn": "GN", "ws_bcn": "BCN"}
 # arXiv:1907.10473, Table II and Section 4.1.3: top-1 of ResNet-50 by (GPUs, images a GPU).
 SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 TABLE_II = {
