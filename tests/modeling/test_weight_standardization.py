@@ -17,7 +17,10 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import nn
 
 import wsbcn_d2
+from wsbcn_d2 import norms
+from wsbcn_d2.checkpoint import describe_model
 from wsbcn_d2.modeling import (
+    WNConv2d,
     WSConv2d,
     WSFastRCNNConvFCHead,
     WSMaskRCNNConvUpsampleHead,
@@ -102,6 +105,50 @@ def test_trap_17_a_conv_of_fan_in_one_is_named_and_nothing_is_converted():
     assert not names_of_standardized(model)
     with pytest.raises(ValueError, match="eps_mode"):
         standardize_convs(model, eps_mode="middle")
+
+
+@pytest.mark.parametrize("mode", ["wn", "cwn"])
+def test_the_same_convs_are_normalized_instead(mode):
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            layers.Conv2d(3, 8, 3, bias=False, norm=nn.GroupNorm(2, 8), activation=F.relu),
+            nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)),
+            nn.Conv2d(8, 2, 1),
+        )
+
+    plain, model = make().eval(), make().eval()
+    model[0].weight.requires_grad_(False)
+    assert standardize_convs(model, eps_mode=mode) is model
+    assert names_of_standardized(model) == {"0", "1.0"}
+    assert {n for n, _ in model.named_parameters() if "weight_g" in n} == {
+        "0.weight_g", "1.0.weight_g",
+    }  # fmt: skip
+    assert not model[0].weight_g.requires_grad and model[1][0].weight_g.requires_grad
+    x = torch.randn(2, 3, 9, 7)
+    if mode == "cwn":
+        with torch.no_grad():
+            for conv in (plain[0], plain[1][0]):
+                conv.weight -= conv.weight.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        model[1][0].weight_g.mul_(3)
+    lengths = model[1][0].weight_g.clone()
+    standardize_convs(model, eps_mode=mode)
+    assert torch.equal(model[1][0].weight_g, lengths)
+    standardize_convs(model)
+    assert type(model[0]) is WSConv2d and list(model.state_dict()) == list(plain.state_dict())
+
+
+def test_weight_norm_is_a_choice_of_lazy_configs_and_recorded():
+    cfg = use_norm(model_zoo.get_config("common/models/retinanet.py").model, "GN", standardize=True)
+    cfg.backbone.bottom_up.stem.in_channels = 3
+    cfg.ws_eps_mode = "cwn"
+    with torch.device("meta"):
+        model = instantiate(cfg)
+    convs = [m for m in model.modules() if isinstance(m, WNConv2d | norms.WNConv2d)]
+    assert len(convs) == len(names_of_standardized(model)) > 53
+    assert describe_model(model)["ws_eps_mode"] == "cwn"
 
 
 def test_retinanet_head_is_standardized_but_its_predictors_are_not():

@@ -26,7 +26,7 @@ from .resnetv2 import (
 )
 from .roi_heads import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead, WSRes5ROIHeads
 from .stems import CeilPoolStem
-from .weight_standardization import WSConv2d, standardize_convs, standardized
+from .weight_standardization import WNConv2d, WSConv2d, standardize_convs, standardized
 
 __all__ = [
     "BiTConv2d",
@@ -38,6 +38,7 @@ __all__ = [
     "InstanceNorm2d",
     "PreActBottleneckBlock",
     "PreActStem",
+    "WNConv2d",
     "WSConv2d",
     "WSFastRCNNConvFCHead",
     "WSMaskRCNNConvUpsampleHead",

@@ -16,7 +16,7 @@ def add_wsbcn_config(cfg: CfgNode) -> None:
       of the finished model that a norm follows. The WS builders and heads standardize their own
       part whatever it says.
     * ``MODEL.WSBCN.EPS`` (1e-5), ``MODEL.WSBCN.EPS_MODE`` ("outside"): as in
-      `wsbcn_d2.norms.standardize_weight`.
+      `standardize_convs`.
     * ``MODEL.WSBCN.SYNC_GROUP_SIZE`` (None): ``train_net.py`` pools the statistics of synchronized
       norms in groups of so many processes, or of those of a machine (``"node"``); over all of them
       with None or 0. See `wsbcn_d2.norms.prepare_sync_norms`.

@@ -1,4 +1,4 @@
-"""Weight Standardization for detectron2's convolutions, new ones and those of an existing model."""
+"""Weight Standardization and Normalization for detectron2's convolutions, new and existing ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from detectron2.layers.batch_norm import LayerNorm as ChannelLayerNorm
 from torch import Tensor, nn
 
 from .. import norms
-from ..norms.weight_standardization import check_weight_shape
+from ..norms.weight_normalization import WN_MODES
+from ..norms.weight_standardization import EPS_MODES, check_weight_shape
 
-__all__ = ["WSConv2d", "norm_of_convs", "plain_conv", "standardize_convs", "standardized"]
+__all__ = [
+    "WNConv2d",
+    "WSConv2d",
+    "norm_of_convs",
+    "plain_conv",
+    "standardize_convs",
+    "standardized",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +60,23 @@ class WSConv2d(norms.WSConvMixin, layers.Conv2d):
         return x
 
 
+class WNConv2d(norms.WNConvMixin, WSConv2d):
+    """`detectron2.layers.Conv2d` with WN or CWN; see `wsbcn_d2.norms.WNConv2d`."""
+
+
 _STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
     layers.Conv2d: WSConv2d,
     nn.Conv1d: norms.WSConv1d,
     nn.Conv2d: norms.WSConv2d,
     nn.Conv3d: norms.WSConv3d,
 }
-_PLAIN = {standardized: plain for plain, standardized in _STANDARDIZED.items()}
+_NORMALIZED: dict[type[nn.Module], type[nn.Module]] = {
+    layers.Conv2d: WNConv2d,
+    nn.Conv1d: norms.WNConv1d,
+    nn.Conv2d: norms.WNConv2d,
+    nn.Conv3d: norms.WNConv3d,
+}
+_PLAIN = {made: plain for kinds in (_STANDARDIZED, _NORMALIZED) for plain, made in kinds.items()}
 _NORM_TYPES = (
     nn.modules.batchnorm._NormBase,  # batch and instance norms, SN
     nn.GroupNorm,  # and BCN
@@ -83,7 +101,8 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
 
     Args:
         module: the model, or a part of it.
-        eps, eps_mode: as in `wsbcn_d2.norms.standardize_weight`.
+        eps, eps_mode: as in `wsbcn_d2.norms.standardize_weight`; or "wn" or "cwn" for weight
+            normalization instead, see `wsbcn_d2.norms.normalize_weight`: it adds a ``weight_g``.
 
     Returns:
         ``module``, so that the function can stand in a lazy config.
@@ -92,6 +111,11 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
         ValueError: a convolution to be standardized has one weight per filter, or ``eps_mode`` is
             unknown; nothing is converted then.
     """
+    if eps_mode not in (*EPS_MODES, *WN_MODES):
+        known = ", ".join(map(repr, (*EPS_MODES, *WN_MODES)))
+        raise ValueError(f"eps_mode ({eps_mode!r}) must be one of {known}")
+    normalizes = eps_mode in WN_MODES
+    kinds = _NORMALIZED if normalizes else _STANDARDIZED
     followed = norm_of_convs(module)
     convs: list[tuple[str, Any]] = [
         (name, m) for name, m in module.named_modules() if isinstance(m, _CONV_TYPES)
@@ -100,20 +124,29 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
     for name, conv in convs:
         if conv not in followed:
             continue
-        if isinstance(conv, norms.WSConvMixin) or type(conv) in _STANDARDIZED:
+        own: Any = type(conv)
+        kind = kinds.get(_PLAIN.get(own, own))
+        if kind is None and not normalizes and issubclass(own, norms.WSConvMixin):
+            kind = own
+        if kind is not None:
             try:
-                check_weight_shape(conv.weight.shape, eps_mode)
+                check_weight_shape(conv.weight.shape, "outside" if normalizes else eps_mode)
             except ValueError as e:
                 raise ValueError(f"cannot standardize convolution {name!r}: {e}") from None
-            chosen.append(conv)
+            chosen.append((conv, kind))
         else:
             foreign.append(f"{name} ({type(conv).__name__})")
-    for conv in chosen:
-        conv.__class__ = _STANDARDIZED.get(type(conv), type(conv))
+    for conv, kind in chosen:
+        if type(conv) is not kind and type(conv) in _PLAIN:
+            plain_conv(conv)
+        conv.__class__ = kind
         conv.eps, conv.eps_mode = eps, eps_mode
+        if normalizes and "weight_g" not in conv._parameters:
+            conv.reset_lengths()
     note = f"; left as they are, of another class: {', '.join(foreign)}" if foreign else ""
     logger.info(
-        f"Standardizing the weights of {len(chosen)} of {len(convs)} convolutions of "
+        f"{'Normalizing' if normalizes else 'Standardizing'} the weights of {len(chosen)} of "
+        f"{len(convs)} convolutions of "
         f"{type(module).__name__} ({len(convs) - len(followed)} have no norm){note}"
     )
     return module
@@ -122,11 +155,12 @@ def standardize_convs(module: M, eps: float = 1e-5, eps_mode: str = "outside") -
 def plain_conv(conv: Any) -> Any:
     """Make a standardized convolution the plain one of its kind again, in place; returns it.
 
-    Its parameters stay as they are.
+    Its parameters stay as they are; the lengths of WN go.
     """
     conv.__class__ = _PLAIN[type(conv)]
     for name in ("eps", "eps_mode", "_standardized"):
         conv.__dict__.pop(name, None)
+    conv._parameters.pop("weight_g", None)
     return conv
 
 

@@ -1,4 +1,4 @@
-"""Normalization for micro-batch training: WS, BCN, SN, SyncSN, SSN and BRN. torch only."""
+"""Normalization for micro-batch training: WS, BCN, SN, SyncSN, SSN, BRN, WN and CWN. torch only."""
 
 from .batch_channel_norm import (
     BatchChannelNorm,
@@ -27,6 +27,7 @@ from .switchable_norm import (
     SyncSwitchNorm3d,
 )
 from .sync import prepare_sync_norms
+from .weight_normalization import WNConv1d, WNConv2d, WNConv3d, WNConvMixin, normalize_weight
 from .weight_standardization import WSConv1d, WSConv2d, WSConv3d, WSConvMixin, standardize_weight
 
 __all__ = [
@@ -47,11 +48,16 @@ __all__ = [
     "SyncSwitchNorm1d",
     "SyncSwitchNorm2d",
     "SyncSwitchNorm3d",
+    "WNConv1d",
+    "WNConv2d",
+    "WNConv3d",
+    "WNConvMixin",
     "WSConv1d",
     "WSConv2d",
     "WSConv3d",
     "WSConvMixin",
     "normalize",
+    "normalize_weight",
     "prepare_sync_norms",
     "sparsemax",
     "sparsestmax",

@@ -15,6 +15,7 @@ from .kernels import input_gradient, moments, reduce_gradient, transform, triton
 from .modes import full_precision, optimizer_steps, tracing, without_grad
 
 __all__ = [
+    "EPS_MODES",
     "WSConv1d",
     "WSConv2d",
     "WSConv3d",
@@ -23,7 +24,7 @@ __all__ = [
     "standardize_weight",
 ]
 
-_EPS_MODES = ("outside", "inside")
+EPS_MODES = ("outside", "inside")
 
 # Weights up to this many elements are standardized in plain operators.
 _SMALL = 65536
@@ -60,9 +61,9 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, eps_mode: str = "outsi
 
 def check_weight_shape(shape: torch.Size | tuple[int, ...], eps_mode: str) -> None:
     """Raise the ValueError that `standardize_weight` documents, before any weight exists."""
-    if eps_mode not in _EPS_MODES:
+    if eps_mode not in EPS_MODES:
         raise ValueError(
-            f"eps_mode ({eps_mode!r}) must be one of {', '.join(map(repr, _EPS_MODES))}"
+            f"eps_mode ({eps_mode!r}) must be one of {', '.join(map(repr, EPS_MODES))}"
         )
     fan_in = 1
     for size in shape[1:]:
