@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import html
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from wsbcn_d2.deploy.detector import class_names
 from wsbcn_d2.deploy.predict import draw
 from wsbcn_d2.engine.config import load_config, read_config, resolve_config_file
 from wsbcn_d2.errors import UserError, exit_with_message
+from wsbcn_d2.html_page import html_page, picture_tag
 
 __all__ = ["main"]
 
@@ -29,10 +28,8 @@ examples:
   $ python tools/browse.py --config-file quick/mask_rcnn_r18_fpn_ws_gn --dataset mine
   $ python tools/browse.py --config-file output/mine/config.yaml --images 100 --seed 1
 """
-_PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body {{ font: 14px sans-serif }} figure {{ display: inline-block; margin: 6px }}
-img {{ max-width: 480px; image-rendering: pixelated }}</style><h1>{title}</h1>{body}
-"""
+_STYLE = """body { max-width: none } figure { display: inline-block; margin: 6px }
+img { max-width: 480px; image-rendering: pixelated }"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures.append(_figure(sample, names, _image_format(cfg)))
             if len(figures) == args.images:
                 break
-    page = _PAGE.format(title=html.escape(args.config_file), body="\n".join(figures))
+    page = html_page(args.config_file, "\n".join(figures), _STYLE)
     Path(args.output).write_text(page, encoding="utf-8")
     print(f"{len(figures)} images: {args.output}")
 
@@ -83,15 +80,11 @@ def _figure(sample: dict[str, Any], names: Sequence[str], image_format: str) -> 
     image = sample["image"].numpy().transpose(1, 2, 0)
     image = np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1])
     objects = _objects(sample["instances"]) if "instances" in sample else []
-    buffer = io.BytesIO()
-    Image.fromarray(draw(image, objects, names)).save(buffer, "jpeg", quality=90)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    picture = Image.fromarray(draw(image, objects, names))
     file = Path(sample.get("file_name", "")).name
     caption = f"{file}: {image.shape[1]} × {image.shape[0]}, {len(objects)} objects"
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+    picture_html = picture_tag(picture, file)
+    return f"<figure>{picture_html}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _objects(instances: Any) -> list[dict[str, Any]]:

@@ -6,9 +6,7 @@ Exits with status 1 where a training would fail or learn from wrong labels.
 from __future__ import annotations
 
 import argparse
-import base64
 import html
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from wsbcn_d2.data.formats import read_own_data
 from wsbcn_d2.data.read_image import is_16_bit, to_8_bit
 from wsbcn_d2.data.survey import SplitSurvey, survey
 from wsbcn_d2.errors import exit_with_message
+from wsbcn_d2.html_page import html_page, picture_tag
 
 __all__ = ["main"]
 
@@ -33,11 +32,7 @@ examples:
   $ python tools/check_dataset.py mine --masks --html report.html
 """
 _THUMBNAIL = 320
-_PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body {{ font: 15px sans-serif; margin: 2em; max-width: 70em }} img {{ margin: 4px }}
-td, th {{ padding: 2px 1em; text-align: left }} .error {{ color: #b00 }}</style>
-<h1>{title}</h1>{body}
-"""
+_STYLE = "img { margin: 4px } .error { color: #b00 }"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     if args.html:
         body = "".join(map(_section, surveys))
-        page = _PAGE.format(title=html.escape(args.dataset), body=body)
+        page = html_page(args.dataset, body, _STYLE)
         Path(args.html).write_text(page, encoding="utf-8")
     if any(found.report.has_errors() for found in surveys):
         sys.exit(1)
@@ -128,10 +123,7 @@ def _picture(path: str, box: Any) -> str:
         # An empty box is drawn as a cross's centre would be seen: a few pixels around it.
         ImageDraw.Draw(image).rectangle((x - 2, y - 2, x + max(w, 0) + 2, y + max(h, 0) + 2),
                                         outline=(255, 0, 0), width=2)  # fmt: skip
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" title="{html.escape(path)}">'
+    return picture_tag(image, path)
 
 
 if __name__ == "__main__":
