@@ -20,6 +20,7 @@ COMMANDS = (
     "tools/export_model.py",
     "tools/fold_model.py",
     "tools/predict.py",
+    "tools/report.py",
     "tools/write_digits.py",
 )
 

@@ -6,11 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from wsbcn_d2.engine.curves import read_metrics, running_mean
+from wsbcn_d2.engine.curves import plot_runs, read_metrics
 from wsbcn_d2.errors import UserError, did_you_mean, exit_with_message
 
 __all__ = ["main"]
@@ -22,8 +20,6 @@ examples:
   $ python tools/compare_runs.py output/a output/b --metrics loss_cls bbox/AP50 --output ab.png
 """
 _DEFAULT = ("total_loss", "bbox/AP", "segm/AP")
-# Points that a curve keeps at least, after its mean over several.
-_POINTS = 25
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,24 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in metrics:
             if name not in known:
                 raise UserError(f"no run has {name!r}; {did_you_mean(name, known)}")
-    figure = Figure(figsize=(9, 3.4 * len(metrics) + 0.4 * len(runs)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, name in zip(panels, metrics, strict=True):
-        for number, (run, curves) in enumerate(runs.items()):
-            iterations, values = curves.get(name, ([], []))
-            window = max(1, len(values) // _POINTS) if "loss" in name else 1
-            marker = "o" if len(values) < _POINTS else None
-            axes.plot(
-                *(iterations, running_mean(values, window)),
-                color=f"C{number}",
-                marker=marker,
-                label=run if axes is panels[0] else None,
-            )
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-    panels[-1].set_xlabel("iteration")
-    figure.legend(loc="outside upper center")
+    figure = plot_runs(runs, metrics)
     figure.savefig(args.output, dpi=110)
     rows = [
         [run, *(curves[name][1][-1] if name in curves else None for name in metrics)]

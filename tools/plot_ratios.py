@@ -20,21 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from wsbcn_d2.analysis.run_ratios import RunRatios
 
-__all__ = ["figures", "main", "rows"]
-
-# Runs side by side, each with a column of bars, in 8 inches.
-_MOST_COLUMNS = 4
+__all__ = ["main", "rows"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the pictures of the runs on the command line, and print where they are."""
     args = _parser().parse_args(argv)
     from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
+    from wsbcn_d2.analysis.ratio_figures import ratio_figures
     from wsbcn_d2.analysis.run_ratios import load_run_ratios
+    from wsbcn_d2.engine.run_folder import distinct_names
     from wsbcn_d2.errors import UserError, exit_with_message
 
     with exit_with_message("plot_ratios"):
@@ -44,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--seeds needs two runs or more")
         if any(not 0 < t <= 1 for t in args.snapshots):
             raise UserError("--snapshots takes shares of the training, above 0 and at most 1")
-        names = args.names or _distinct(args.runs)
+        names = args.names or distinct_names(args.runs)
         runs = [load_run_ratios(run, name) for run, name in zip(args.runs, names, strict=True)]
         output = args.output or (
             args.runs[0] / "ratios" if args.runs[0].is_dir() and len(runs) == 1 else Path("ratios")
         )
         output.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(runs, args.seeds, args.snapshots):
+        for name, figure in ratio_figures(runs, args.seeds, args.snapshots):
             for path in (output / f"{name}.png", output / f"{name}.svg"):
                 figure.savefig(path, dpi=200)
             print(output / f"{name}.png")
@@ -79,43 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--csv", action="store_true", help="also all numbers, in ratios.csv")
     return parser
-
-
-def _distinct(paths: Sequence[Path]) -> list[str]:
-    """The paths without what all have in common in front; "" for a single one, named by itself."""
-    if len(paths) == 1:
-        return [""]
-    parts = [path.resolve().with_suffix("").parts for path in paths]
-    common = 0
-    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
-        common += 1
-    return ["/".join(p[common:]) for p in parts]
-
-
-def figures(
-    runs: Sequence[RunRatios], seeds: bool = False, snapshots: Sequence[float] = (0.3, 0.6, 0.9)
-) -> Iterator[tuple[str, Figure]]:
-    """The pictures of one or more runs, with the names of their files.
-
-    Args:
-        runs: from `load_run_ratios`.
-        seeds: whether they are repetitions, whose spread is drawn in the place of bars.
-        snapshots: of one run with a record, shares of its training.
-    """
-    from wsbcn_d2.analysis.ratio_bars import plot_layers, plot_parts, plot_spread
-    from wsbcn_d2.analysis.ratio_curves import plot_curves, plot_snapshots
-
-    if seeds:
-        yield "spread", plot_spread(runs)
-    elif len(runs) == 1:
-        yield "layers", plot_layers(runs)
-    elif len(runs) <= _MOST_COLUMNS:
-        for kind in ("mean", "var"):
-            yield f"layers_{kind}", plot_layers(runs, kind)
-    yield "parts", plot_parts(runs)
-    if len(runs) == 1 and len(runs[0].iterations) > 1:
-        yield "curves", plot_curves(runs[0])
-        yield "snapshots", plot_snapshots(runs[0], snapshots)
 
 
 def rows(runs: Sequence[RunRatios]) -> Iterator[list[object]]:

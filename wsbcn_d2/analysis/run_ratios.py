@@ -103,7 +103,7 @@ def _model(config: Path) -> nn.Module | None:
     if not config.is_file():
         return None
     try:
-        return read_config(load_config(str(config))).build_model("meta")
+        return read_config(load_config(str(config), dataset=None)).build_model("meta")
     except Exception as error:  # a config of another project may need what is not here
         logger.warning("%s: the model was not built, so no receptive fields: %s", config, error)
         return None

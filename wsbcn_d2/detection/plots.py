@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from matplotlib.patches import Rectangle
 from pycocotools import mask as mask_api
 from torch import nn
 
-__all__ = ["plot_predictions"]
+__all__ = ["plot_detections", "plot_predictions"]
 
 # Inches: an image's width in the grid, so that labels are readable whatever its own size.
 _CELL = 3.4
@@ -49,12 +51,10 @@ def plot_predictions(
         num_images: how many images; 0 draws nothing.
         score_threshold: predictions with a lower score are left out.
     """
-    records = DatasetCatalog.get(dataset_name)
-    annotated = [record for record in records if record.get("annotations")] or records
-    count = min(num_images, len(annotated))
+    chosen = _choose(dataset_name, num_images)
+    count = len(chosen)
     if count < 1:
         return
-    chosen = [annotated[i * len(annotated) // count] for i in range(count)]
     images = [read_image(record["file_name"], "RGB") for record in chosen]
 
     columns = 2 if count > 3 else 1
@@ -82,6 +82,53 @@ def plot_predictions(
             note = "" if best is None else f" (best score {best:.2f})"
             right.set_title(f"predicted: {len(shown)} of {len(objects)}{note}", fontsize=9)
     figure.savefig(output, dpi=110)
+
+
+def plot_detections(
+    dataset_name: str,
+    results: Mapping[str, str | os.PathLike[str]],
+    *,
+    num_images: int = 4,
+    score_threshold: float = 0.5,
+) -> Figure:
+    """A row for each image: the truth, and beside it what each of several detectors found.
+
+    Args:
+        dataset_name: registered with detectron2, with annotations.
+        results: by the detector's name, a ``coco_instances_results.json`` of that dataset.
+        num_images: how many, spread evenly over those that have annotations.
+        score_threshold: detections with a lower score are left out.
+    """
+    chosen = _choose(dataset_name, num_images)
+    metadata = MetadataCatalog.get(dataset_name)
+    names = metadata.get("thing_classes", [])
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    found = {name: _detections(file, numbers, score_threshold) for name, file in results.items()}
+    images = [read_image(record["file_name"], "RGB") for record in chosen]
+    cell = 8 / (1 + len(found))  # inches
+    height = sum(cell * image.shape[0] / image.shape[1] + 0.25 for image in images)
+    figure = Figure(figsize=(8, height + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    ratios = [image.shape[0] / image.shape[1] for image in images]
+    grid = figure.subplots(len(chosen), 1 + len(found), squeeze=False, height_ratios=ratios)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, record, image in zip(grid, chosen, images, strict=True):
+        truth = _truth(record, *image.shape[:2])
+        _draw(row[0], image, truth, names)
+        row[0].set_title(f"image {record['image_id']}: {len(truth)} objects", fontsize=8)
+        for axes, (name, things) in zip(row[1:], found.items(), strict=True):
+            _draw(axes, image, things[record["image_id"]], names)
+            axes.set_title(f"{name}: {len(things[record['image_id']])}", fontsize=8)
+    return figure
+
+
+def _choose(dataset_name: str, count: int) -> list[dict[str, Any]]:
+    """Records of a dataset, spread evenly over those that have annotations."""
+    records = DatasetCatalog.get(dataset_name)
+    annotated = [record for record in records if record.get("annotations")] or records
+    count = min(count, len(annotated))
+    return [annotated[i * len(annotated) // count] for i in range(count)]
 
 
 class _Thing(NamedTuple):
@@ -123,6 +170,25 @@ def _predictions(output: dict[str, Any]) -> list[_Thing]:
             )
         )
     ]
+
+
+def _detections(
+    file: str | os.PathLike[str], numbers: Mapping[int, int], score_threshold: float
+) -> defaultdict[Any, list[_Thing]]:
+    """The objects of a file of results by image id; ``numbers``: of classes, by the dataset's."""
+    things: defaultdict[Any, list[_Thing]] = defaultdict(list)
+    with open(file, encoding="utf-8") as opened:
+        results = json.load(opened)
+    for result in results:
+        if result["score"] >= score_threshold:
+            x, y, w, h = result["bbox"]
+            shape = result.get("segmentation")
+            mask = None if shape is None else mask_api.decode(shape).astype(bool)
+            category = numbers.get(result["category_id"], result["category_id"])
+            things[result["image_id"]].append(
+                _Thing((x, y, x + w, y + h), category, mask, result["score"])
+            )
+    return things
 
 
 def _draw(axes: Axes, image: np.ndarray, things: Sequence[_Thing], names: Sequence[str]) -> None:

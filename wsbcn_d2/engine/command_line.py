@@ -7,12 +7,15 @@ import copy
 import errno
 import logging
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from .. import __version__
 from ..checkpoint.files import disk_error, root_os_error
 from ..errors import UserError, exit_with_message
 from .advice import report_advice
@@ -26,6 +29,8 @@ from .task import Task
 from .train import train
 
 __all__ = ["argument_parser", "main", "run", "run_command_line"]
+
+logger = logging.getLogger(__name__)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -150,10 +155,26 @@ def _set_up(config: RunConfig, args: argparse.Namespace) -> None:
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
     logging.captureWarnings(True)
     default_setup(config.cfg, args)
+    if comm.is_main_process():
+        logger.info("wsbcn_d2 %s, commit %s", __version__, _commit())
     logging.getLogger("detectron2.engine.train_loop").addFilter(_shorten)
     for handler in logging.getLogger("detectron2").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.addFilter(lambda record: not getattr(record, "only_in_file", False))
+
+
+def _commit() -> str:
+    """The checkout's, with "-dirty" where tracked files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed, or copied for a job
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.check_output(
+            command, cwd=root, stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def _shorten(record: logging.LogRecord) -> bool:

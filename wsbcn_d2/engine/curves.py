@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["plot_curves", "read_metrics", "running_mean"]
+__all__ = ["Curve", "plot_curves", "plot_runs", "read_metrics", "running_mean"]
 
 Curve = tuple[list[int], list[float]]
+# Okabe and Ito's, which every kind of colour vision tells apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", ":")
+# Points that a curve of `plot_runs` keeps at least, after its mean over several.
+_POINTS = 25
 _TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
@@ -55,20 +61,21 @@ def read_metrics(
 
 def plot_curves(
     metrics_json: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | BinaryIO,
     metrics: Sequence[str] = ("AP", "AP50"),
 ) -> None:
     """Draw losses, learning rate and evaluations over the iterations.
 
     Args:
         metrics_json: as detectron2's ``JSONWriter`` writes it; it may be empty or not exist.
-        output: the PNG to write.
+        output: the PNG to write, or a file to write it to.
         metrics: names of those to draw; the first with a solid line.
     """
     curves = read_metrics(metrics_json, metrics)
     figure = Figure(figsize=(10, 11), layout="constrained")
     FigureCanvasAgg(figure)
     losses, rate, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.2, 2.2])
+    losses.set_prop_cycle(color=_COLORS[:-1])  # black is the total
 
     parts = sorted(name for name in curves if "loss" in name and name != "total_loss")
     for name in [*(["total_loss"] if "total_loss" in curves else []), *parts]:
@@ -88,7 +95,7 @@ def plot_curves(
             label = " ".join(filter(None, [dataset, _TASKS.get(task, task), metric]))
             iterations, values = curves[name]
             style = "-" if metric == metrics[0] else "--"
-            color = colors.setdefault(task, f"C{len(colors)}")
+            color = colors.setdefault(task, _COLORS[len(colors) % len(_COLORS)])
             label = f"{label}: {values[-1]:.3g}"
             precision.plot(iterations, values, style, marker="o", color=color, label=label)
     precision.set_ylabel(", ".join(metrics))
@@ -107,6 +114,34 @@ def plot_curves(
         elif axes is not rate:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(output, dpi=110)
+
+
+def plot_runs(runs: Mapping[str, Mapping[str, Curve]], metrics: Sequence[str]) -> Figure:
+    """Curves of several runs over one another, a panel for each metric.
+
+    Args:
+        runs: from `read_metrics`, by name.
+        metrics: those to draw; losses as running means.
+    """
+    figure = Figure(figsize=(9, 3.4 * len(metrics) + 0.4 * len(runs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, metrics, strict=True):
+        for number, (run, curves) in enumerate(runs.items()):
+            iterations, values = curves.get(name, ([], []))
+            window = max(1, len(values) // _POINTS) if "loss" in name else 1
+            axes.plot(
+                *(iterations, running_mean(values, window)),
+                _STYLES[number // len(_COLORS) % len(_STYLES)],
+                color=_COLORS[number % len(_COLORS)],
+                marker="o" if len(values) < _POINTS else None,
+                label=run if axes is panels[0] else None,
+            )
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("iteration")
+    figure.legend(loc="outside upper center")
+    return figure
 
 
 def _draw_loss(axes: Axes, name: str, curve: Curve) -> None:
