@@ -8,6 +8,7 @@ from torch import nn
 
 from wsbcn_d2.norms import (
     BatchChannelNorm2d,
+    BatchRenorm2d,
     SparseSwitchNorm2d,
     SwitchNorm2d,
     SyncSwitchNorm2d,
@@ -29,5 +30,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "ssn_hard": lambda c, **kw: SparseSwitchNorm2d(c, radius=0.8165, **kw),
     "bcn": lambda c, **kw: BatchChannelNorm2d(c, num_groups=_groups(c), **kw),
     "bcn_batch": lambda c, **kw: BatchChannelNorm2d(c, 1, statistics="batch", **kw),
+    "brn": BatchRenorm2d,
     "bcn_sync": lambda c, **kw: BatchChannelNorm2d(c, c, statistics="sync", **kw),
 }

@@ -7,7 +7,6 @@ https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .modes import may_be_recomputed, recomputing
-from .normalize import normalize
+from .normalize import check_input, normalize
 from .pooling import (
     BatchPool,
     Pool,
@@ -29,6 +28,7 @@ from .pooling import (
 )
 from .running_stats import BatchAveraged, frozen, move_running_statistics
 from .sync import PoolsOverRanks, Ranks
+from .used_estimates import UsedEstimates
 
 __all__ = [
     "BatchChannelNorm",
@@ -41,8 +41,6 @@ __all__ = [
 _STATISTICS = ("estimate", "batch", "sync")
 # The released code keeps this constant in the inner normalization whatever ``eps`` is.
 _INNER_EPS = 1e-5
-# Calls of one layer between a forward and its recomputation; a head on five levels makes five.
-_REMEMBERED = 64
 
 
 @dataclass
@@ -161,57 +159,6 @@ class EstimatePool(RunningPool):
         move_running_statistics(self.module, pooled, second + (pooled - old).square(), count)
 
 
-class UsedEstimates:
-    """The estimates that a layer's recent forwards used, for activation checkpointing.
-
-    A checkpoint runs a forward again when the estimates have moved on. Its input is that of the
-    first time, so the row statistics say which forward it was. Nothing is kept of forwards that no
-    checkpoint can run again. Copies of a layer start with an empty one.
-    """
-
-    def __init__(self) -> None:
-        self._calls: deque[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = deque(maxlen=_REMEMBERED)
-        self._found = False
-
-    def keep(self, mean: Tensor, var: Tensor, used: tuple[Tensor, ...]) -> None:
-        """Remember what the forward with these row statistics used."""
-        if self._found:  # a backward pass lies between: what came before it is done
-            self._calls.clear()
-            self._found = False
-        self._calls.append((mean.detach().clone(), var.detach().clone(), used))
-
-    def find(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        """What the forward with these row statistics used.
-
-        Raises:
-            RuntimeError: there is none, or there are several that used different estimates.
-        """
-        self._found = True
-        found = [u for m, v, u in self._calls if torch.equal(m, mean) and torch.equal(v, var)]
-        if not found:
-            raise RuntimeError(
-                "BatchChannelNorm: an activation checkpoint recomputes a forward whose input is "
-                f"that of none of the layer's last {len(self._calls)} forwards (at most "
-                f"{_REMEMBERED} are remembered), so the estimates that it used are not known. Make "
-                "the recomputation repeatable (torch.use_deterministic_algorithms, "
-                "preserve_rng_state=True), or do not checkpoint this layer"
-            )
-        one = all(torch.equal(a, b) for u in found for a, b in zip(u, found[0], strict=True))
-        if mean.numel() and not one:  # without a row no estimate is used
-            raise RuntimeError(
-                "BatchChannelNorm: an activation checkpoint recomputes one of several forwards of "
-                "the layer on the same input, which used different estimates. Do not checkpoint "
-                "this layer"
-            )
-        return found[0]
-
-    def __deepcopy__(self, memo: Any) -> UsedEstimates:
-        return UsedEstimates()
-
-    def __reduce__(self) -> tuple[type[UsedEstimates], tuple[()]]:
-        return UsedEstimates, ()
-
-
 class _ChannelStatistics(nn.InstanceNorm1d):
     """The inner normalization's parameters and running statistics, named ``bn`` in checkpoints.
 
@@ -258,19 +205,10 @@ class BatchChannelNorm(PoolsOverRanks, BatchAveraged, nn.GroupNorm):
         self.statistics = statistics
         self.process_group = process_group
         self.bn = _ChannelStatistics(num_features, momentum, device=device, dtype=dtype)
-        self._used_estimates = UsedEstimates()
+        self._used_estimates = UsedEstimates("BatchChannelNorm")
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() not in self.input_dims:
-            raise ValueError(
-                f"{type(self).__name__} expects {' or '.join(f'{d}D' for d in self.input_dims)} "
-                f"input, got {input.dim()}D of shape {tuple(input.shape)}"
-            )
-        if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__} was made for num_features={self.num_features} channels, "
-                f"got {input.shape[1]} (shape {tuple(input.shape)})"
-            )
+        check_input(self, input, self.input_dims)
         pool = self._pool(input)
         return normalize(
             input,

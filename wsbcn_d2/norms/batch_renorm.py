@@ -7,13 +7,15 @@ Batch-Normalized Models", arXiv:1702.03275, algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .normalize import normalize
-from .pooling import BatchPool, RunningPool
+from .normalize import check_input, normalize
+from .pooling import BatchPool, RunningPool, row_length
 from .running_stats import BatchAveraged, frozen
+from .used_estimates import UsedEstimates
 
 __all__ = ["BatchRenorm2d", "BatchRenormRule"]
 
@@ -73,20 +75,23 @@ class BatchRenorm2d(BatchAveraged, nn.InstanceNorm2d):
         momentum: float = 0.01,
         r_max: float = 3.0,
         d_max: float = 5.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if r_max < 1 or d_max < 0:
             raise ValueError(f"r_max ({r_max}) must be at least 1, and d_max ({d_max}) at least 0")
-        super().__init__(num_features, eps, momentum, affine=True, track_running_stats=True)
+        super().__init__(num_features, eps, momentum, True, True, device, dtype)
         self.r_max, self.d_max = r_max, d_max
+        self._used_estimates = UsedEstimates("BatchRenorm2d")
 
     def averaged_module(self) -> nn.Module | None:
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
+        check_input(self, input)
         training = self.training and not frozen(self)
         pool: BatchPool | RunningPool = RunningPool(self)
         if training:
-            pool = BatchPool(self, input.shape[2] * input.shape[3], keep_running=True)
+            pool = BatchPool(self, row_length(input), used=self._used_estimates)
         rule = BatchRenormRule(self.eps, self.r_max, self.d_max)
         return normalize(input, rule, self.weight, self.bias, pool=pool, reads_rows=training)

@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import kernels
 from .modes import autocasting, full_precision, tracing
 from .pooling import BatchPool, Pool, RunningPool
 
-__all__ = ["Rule", "normalize"]
+__all__ = ["Rule", "check_input", "normalize"]
 
 Rule = Callable[..., Any]
 
@@ -82,6 +82,29 @@ def normalize(
         y: Tensor = fused.forward(x, rule, pool, parameters)[0]
         return y
     return _forward(x, rule, pool, reads_rows, parameters)[0]
+
+
+def check_input(module: nn.Module, x: Tensor, dims: Sequence[int] = (4,)) -> None:
+    """Check an input against what its norm was made for.
+
+    Args:
+        module: has ``num_features``.
+        dims: how many dimensions ``x`` may have.
+
+    Raises:
+        ValueError: ``x`` has another number of dimensions, or of channels.
+    """
+    name = type(module).__name__
+    if x.dim() not in dims:
+        raise ValueError(
+            f"{name} expects {' or '.join(f'{d}D' for d in dims)} input, "
+            f"got {x.dim()}D of shape {tuple(x.shape)}"
+        )
+    if x.shape[1] != module.num_features:
+        raise ValueError(
+            f"{name} was made for num_features={module.num_features} channels, "
+            f"got {x.shape[1]} (shape {tuple(x.shape)})"
+        )
 
 
 def _compose(

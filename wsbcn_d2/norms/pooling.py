@@ -17,9 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .modes import not_compiled, recomputing, tracing
+from .modes import may_be_recomputed, not_compiled, recomputing, tracing
 from .running_stats import move_running_statistics
 from .sync import Ranks
+from .used_estimates import UsedEstimates
 
 __all__ = [
     "BatchPool",
@@ -119,7 +120,8 @@ class BatchPool:
         unbiased: of the variances, multiply "none", the "running" one, or "both" by
             count / (count - 1).
         inner: a factor of the row variances.
-        keep_running: also return the running statistics from before their move.
+        used: also return the running statistics from before their move, and remember them here for
+            the recomputation of an activation checkpoint.
     """
 
     differentiable = True
@@ -131,18 +133,24 @@ class BatchPool:
         ranks: Ranks | None = None,
         unbiased: str = "none",
         inner: float = 1.0,
-        keep_running: bool = False,
+        used: UsedEstimates | None = None,
     ) -> None:
         self.module, self.positions, self.unbiased, self.inner = module, positions, unbiased, inner
         self.ranks = ranks if ranks is not None and ranks.size() > 1 else None
-        self.keep_running = keep_running
+        self.used = used
+        # Asked here: inside an autograd function gradients are always off.
+        self.remembers = used is not None and may_be_recomputed()
         self.share: float | Tensor = 0.0  # of one row, in the batch
         self.correction: float | Tensor = 1.0
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         before: tuple[Tensor, ...] = ()
-        if self.keep_running:
+        if self.used is not None and recomputing():
+            before = self.used.find(mean, var)
+        elif self.used is not None:
             before = RunningPool(self.module).running(mean.dtype, copy=True)
+            if self.remembers:
+                self.used.keep(mean, var, before)
         if self.inner != 1.0:
             var = var * self.inner
         count: int | Tensor
@@ -171,7 +179,7 @@ class BatchPool:
     @property
     def fused(self) -> str | None:
         plain = self.ranks is None and self.inner == 1.0 and self.unbiased != "both"
-        average = self.module.momentum is None or self.keep_running
+        average = self.module.momentum is None or self.used is not None
         return "batch" if plain and not average else None
 
     def moves(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .normalize import normalize
+from .normalize import check_input, normalize
 from .pooling import BatchPool, RunningPool, pool_channels, row_length
 from .running_stats import BatchAveraged, frozen
 from .sync import PoolsOverRanks, Ranks
@@ -226,21 +226,11 @@ class SwitchNorm(BatchAveraged, nn.Module):
         return BatchPool(self, positions, ranks, multiplied, _unbiased(positions))
 
     def _check_input(self, x: Tensor) -> None:
-        name = type(self).__name__
-        if x.dim() not in self.input_dims:
-            raise ValueError(
-                f"{name} expects {' or '.join(f'{d}D' for d in self.input_dims)} input, "
-                f"got {x.dim()}D of shape {tuple(x.shape)}"
-            )
+        check_input(self, x, self.input_dims)
         if x.dim() == 2 and "in" in self.statistics:
             raise ValueError(
-                f"{name} got (N, C) input {tuple(x.shape)}, for which the 'in' statistic does not "
-                "exist; use statistics=('ln', 'bn') or (N, C, L) input"
-            )
-        if x.shape[1] != self.num_features:
-            raise ValueError(
-                f"{name} was made for num_features={self.num_features} channels, "
-                f"got {x.shape[1]} (shape {tuple(x.shape)})"
+                f"{type(self).__name__} got (N, C) input {tuple(x.shape)}, for which the 'in' "
+                "statistic does not exist; use statistics=('ln', 'bn') or (N, C, L) input"
             )
 
     def _warn_about_single_images(self, x: Tensor) -> None:
