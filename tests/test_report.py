@@ -26,6 +26,8 @@ from wsbcn_d2.analysis.ratio_bars import COLORS
 from wsbcn_d2.detection.plots import plot_detections
 from wsbcn_d2.engine import command_line
 from wsbcn_d2.engine.config import load_config, resolve_config_file
+from wsbcn_d2.engine.config_record import flatten_config
+from wsbcn_d2.engine.run_folder import distinct_names, read_run
 
 tool = load_tool("report")
 DATASET = "of_the_report"
@@ -175,8 +177,9 @@ def test_two_runs_stand_beside_one_another(comparison):
 
     norms = [row for row in page.rows if row[1:] == ["SN", "SN_IN_LN"]]
     assert len(norms) == 1 and "model.backbone.norm, " in norms[0][0]
-    assert page.row("AP") == ["41.0", "39.8", "−1.2"]  # 39.75, and a half goes to the even digit
-    assert page.row("APs (below 32² px)")[2] == page.row("class round")[2] == "−1.2"
+    assert page.row("AP") == ["41.0", "39.8 (−1.2)"]  # 39.75, and a half goes to the even digit
+    assert page.row("APs (below 32² px)")[1] == "28.8 (−1.2)"
+    assert page.row("class round") == ["52.0", "50.8 (−1.2)"]
     assert not any("APl" in row[0] for row in page.rows if row)
     assert page.row("step (s, median)") == ["0.250"] * 2
     assert page.row("GPU memory (MiB, most)") == ["1700"] * 2
@@ -249,6 +252,34 @@ def test_detections_are_drawn_as_the_truth_is(tmp_path, dataset):
         assert [f"{label} 90%" for label in labels[0]] == labels[1]
         assert right.get_title() == f"right: {len(truth.patches)}"
         assert unsure.get_title() == "unsure: 0"
+
+
+def test_a_config_is_read_without_the_modules_that_it_names(tmp_path):
+    """As detectron2 reads it, where they are there; of others, the names."""
+    run = tmp_path / "run"
+    write_run(run, "sn")
+    lines = "x: !!python/name:math.gcd ''\ny: !!python/tuple [1, !!python/name:math.lcm '']\n"
+    with (run / "config.yaml").open("a") as file:
+        file.write(lines)
+    config = read_run(run).config
+    assert config == flatten_config(LazyConfig.load(str(run / "config.yaml")))
+    assert (config["x"], config["y[1]"]) == ("math.gcd", "math.lcm")
+    with (run / "config.yaml").open("a") as file:
+        file.write(lines.replace("math", "not_here").replace("x:", "z:").replace("y:", "w:"))
+    assert read_run(run).config["w[1]"] == "not_here.lcm"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["out/sn/0", "out/ssn/0"], ["sn/0", "ssn/0"]),
+        (["out/lr0.1", "out/lr0.2"], ["lr0.1", "lr0.2"]),
+        (["out/a.pth", "out/b.pth"], ["a", "b"]),
+        (["out/a"], [""]),
+    ],
+)
+def test_runs_are_called_by_what_differs_in_their_paths(names, expected):
+    assert distinct_names([Path(name) for name in names]) == expected
 
 
 def test_a_run_names_the_commit_of_its_checkout(tmp_path, monkeypatch):

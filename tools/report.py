@@ -34,6 +34,7 @@ td { overflow-wrap: anywhere; min-width: 3.5em } td:first-child { min-width: 9em
 td, th { padding: 2px 0.6em }
 figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #444 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }"""
+_COLUMNS = 3
 _RESULTS = Path("inference", "coco_instances_results.json")
 _CAPTIONS = {
     "layers": "Ratios of each layer at the end; arXiv:1907.10473, figures 5 and 12",
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         body = "\n".join(f"<h2>{title}</h2>\n{text}" for title, text in sections.items())
         output = args.output or args.runs[0] / "report.html"
-        page = html_page(" and ".join(run.name for run in runs), body, _STYLE)
+        page = html_page(", ".join(run.name for run in runs), body, _STYLE)
         try:
             output.write_text(page, encoding="utf-8")
         except OSError as error:
@@ -156,9 +157,7 @@ def _evaluation(runs: Sequence[RunFolder]) -> str:
     tasks = dict.fromkeys(n.rpartition("/")[0] for run in runs for n in run.evaluations)
     if not tasks:
         return _note("No evaluation yet.")
-    first, *others = runs
-    header = [*(run.name for run in runs), *(f"{run.name} − {first.name}" for run in others)]
-    parts = []
+    parts = [_note(f"In brackets, the difference from {runs[0].name}.")] if len(runs) > 1 else []
     for task in tasks:
         found = [
             {
@@ -172,20 +171,26 @@ def _evaluation(runs: Sequence[RunFolder]) -> str:
         rows = [_evaluation_row(n, found) for n in sorted(names, key=_order)]
         done = [max((i for i, _ in ends.values()), default=0) for ends in found]
         at = ", ".join(f"{run.name} {i:,}" for run, i in zip(runs, done, strict=True))
-        parts.append(html_table(rows, [task, *header], numbers=True) + _note(f"Iterations: {at}"))
+        parts.append(
+            html_table(rows, [task, *(run.name for run in runs)], numbers=True)
+            + _note(f"Iterations: {at}")
+        )
     return "".join(parts)
 
 
 def _order(metric: str) -> tuple[int, str]:
-    return (_FIRST.index(metric) if metric in _FIRST else len(_FIRST), metric)
+    """Detection's summary, then other metrics, then those of classes, whose names have a dash."""
+    if metric in _FIRST:
+        return _FIRST.index(metric), ""
+    return len(_FIRST) + ("-" in metric), metric
 
 
 def _evaluation_row(name: str, found: Sequence[dict[str, tuple[int, float]]]) -> list[str]:
     values = [ends[name][1] if name in ends else None for ends in found]
     cells = ["–" if value is None else f"{value:.1f}" for value in values]
-    for value in values[1:]:
-        differ = None if value is None or values[0] is None else value - values[0]
-        cells.append("–" if differ is None else f"{differ:+.1f}".replace("-", "−"))
+    for i, value in enumerate(values):
+        if i > 0 and value is not None and values[0] is not None:
+            cells[i] += f" ({value - values[0]:+.1f})".replace("-", "−")
     label = f"class {name[3:]}" if name.startswith("AP-") else _SIZES.get(name, name)
     return [label, *cells]
 
@@ -204,7 +209,10 @@ def _ratios(runs: Sequence[RunFolder]) -> Iterator[str]:
         yield _note(f"No SN, SyncSN or SSN layers recorded: {', '.join(without)}.")
     if not ratios:
         return
-    for name, figure in ratio_figures(ratios):
+    drawn = dict(ratio_figures(ratios))
+    if not any(name.startswith("layers") for name in drawn):
+        yield _note("Bars of each layer are drawn of up to four runs that have layers in common.")
+    for name, figure in drawn.items():
         yield figure_tag(figure, _CAPTIONS[name])
     for each in ratios if len(ratios) > 1 else []:
         for name, figure in figures_over_time(each):
@@ -242,8 +250,14 @@ def _side_by_side(runs: Sequence[RunFolder], results: dict[str, Path]) -> str:
     if len(names) > 1:
         raise UserError(f"the runs were evaluated on different data: {', '.join(sorted(names))}")
     threshold = configs[0].options.vis.score_threshold
-    figure = plot_detections(names.pop(), results, score_threshold=threshold)
-    return figure_tag(figure, f"The truth and what each run found, scores from {threshold:g} on")
+    caption = f"The truth and what each run found, scores from {threshold:g} on"
+    name, each = names.pop(), list(results.items())
+    # A row has room for few pictures.
+    groups = [dict(each[i : i + _COLUMNS]) for i in range(0, len(each), _COLUMNS)]
+    return "".join(
+        figure_tag(plot_detections(name, group, score_threshold=threshold), caption)
+        for group in groups
+    )
 
 
 def _environment(runs: Sequence[RunFolder]) -> str:

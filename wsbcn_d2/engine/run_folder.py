@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from detectron2.config import LazyConfig
+import yaml
+from omegaconf import OmegaConf
 
 from ..errors import UserError
 from .config_record import flatten_config
@@ -85,13 +87,32 @@ def read_run(path: Path, name: str = "") -> RunFolder:
     logged = {key: (re.findall(pattern, text) or ["–"])[-1] for key, pattern in _OF_THE_LOG.items()}
     config = path / "config.yaml"
     try:
-        values = flatten_config(LazyConfig.load(str(config))) if config.is_file() else {}
+        values = _read_config(config) if config.is_file() else {}
     except Exception as error:  # a file that was written by hand: whatever yaml says of it
         raise UserError(f"{config} cannot be read: {error}") from error
     evaluated = _evaluated(file, curves)
     ends = {key: (curves[key][0][-1], curves[key][1][-1]) for key in evaluated}
     name = name or path.resolve().name
     return RunFolder(name, path, values, curves, ends, logged, _environment(text))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads Python objects as their names: nothing is imported, and modules may be missing."""
+
+    def name_or_content(self, name: str, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            return self.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.MappingNode):
+            return self.construct_mapping(node, deep=True)
+        return name.partition(":")[2] or self.construct_scalar(node)
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _Loader.name_or_content)
+
+
+def _read_config(file: Path) -> dict[str, str]:
+    content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    return flatten_config(OmegaConf.create(content))
 
 
 def _evaluated(file: Path, curves: dict[str, Curve]) -> list[str]:
@@ -118,7 +139,10 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     """The paths without what all have in common in front; "" for a single one, named by itself."""
     if len(paths) == 1:
         return [""]
-    parts = [path.resolve().with_suffix("").parts for path in paths]
+    parts = [
+        (path.with_suffix("") if path.suffix in (".pth", ".pkl") else path).resolve().parts
+        for path in paths
+    ]
     common = 0
     while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
         common += 1
