@@ -33,6 +33,7 @@ OURS = {
     "IN": InstanceNorm2d,
     "LN_CHW": GroupNorm1,
     "BRN": norms.BatchRenorm2d,
+    "exactSyncBN": norms.SyncBatchNorm2d,
 }
 
 

@@ -13,6 +13,7 @@ OVER = {
     "BN": (0, 2, 3),
     "SyncBN": (0, 2, 3),
     "naiveSyncBN_N": (0, 2, 3),
+    "exactSyncBN": (0, 2, 3),
     "IN": (2, 3),
     "LN": (1,),
     "LN_CHW": (1, 2, 3),

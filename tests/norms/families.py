@@ -11,6 +11,7 @@ from wsbcn_d2.norms import (
     BatchRenorm2d,
     SparseSwitchNorm2d,
     SwitchNorm2d,
+    SyncBatchNorm2d,
     SyncSwitchNorm2d,
 )
 
@@ -31,5 +32,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "bcn": lambda c, **kw: BatchChannelNorm2d(c, num_groups=_groups(c), **kw),
     "bcn_batch": lambda c, **kw: BatchChannelNorm2d(c, 1, statistics="batch", **kw),
     "brn": BatchRenorm2d,
+    "sync_bn": SyncBatchNorm2d,
     "bcn_sync": lambda c, **kw: BatchChannelNorm2d(c, c, statistics="sync", **kw),
 }

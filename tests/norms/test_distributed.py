@@ -33,6 +33,7 @@ from wsbcn_d2.norms import (
     BatchChannelNorm2d,
     SparseSwitchNorm2d,
     SwitchNorm2d,
+    SyncBatchNorm2d,
     SyncSwitchNorm1d,
     SyncSwitchNorm2d,
     SyncSwitchNorm3d,
@@ -49,6 +50,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "sync_sn": lambda: SyncSwitchNorm2d(C, eps=1e-3),
     "sync_sn_grouped": lambda: SyncSwitchNorm2d(C, num_groups=3),
     "sync_sn_bn": lambda: SyncSwitchNorm2d(C, statistics=("bn",), momentum=None),
+    "sync_bn": lambda: SyncBatchNorm2d(C, eps=1e-3, momentum=0.3),
     "bcn_sync": lambda: BatchChannelNorm2d(C, 2, eps=1e-3, momentum=0.3, statistics="sync"),
     "bcn": lambda: BatchChannelNorm2d(C, 2, eps=1e-3, momentum=0.3),
 }
@@ -319,6 +321,10 @@ class Expected:
                 self.y.append(batch_channel_norm(x, state, norm.num_groups, *inner, norm.eps))
                 if not estimates:
                     moved = var * positions / max(positions - 1, 1)
+            elif isinstance(norm, SyncBatchNorm2d):
+                hat = (x - along(mean, x)) / torch.sqrt(along(var, x) + norm.eps)
+                self.y.append(hat * along(state["weight"], x) + along(state["bias"], x))
+                moved = var * positions / max(positions - 1, 1)
             else:
                 bn = (mean, var)
                 y = switch_norm(x, state, norm.statistics, norm.eps, norm.unbiased, bn)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..modeling.norm_registry import InstanceNorm2d
 from ..modeling.weight_standardization import plain_conv
-from ..norms import BatchChannelNorm2d, BatchRenorm2d, WSConvMixin
+from ..norms import BatchChannelNorm2d, BatchRenorm2d, SyncBatchNorm2d, WSConvMixin
 from ..norms.switchable_norm import SwitchNorm
 
 __all__ = ["Folding", "fold_model"]
 
 _GROUPS, _EPS = 32, 1e-5  # of detectron2's "GN"
-_OURS = (BatchChannelNorm2d, BatchRenorm2d, InstanceNorm2d, SwitchNorm)
+_OURS = (BatchChannelNorm2d, BatchRenorm2d, InstanceNorm2d, SwitchNorm, SyncBatchNorm2d)
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     elif isinstance(norm, SwitchNorm):
         if not _chose_batch(norm):
             return None
-    elif not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d, BatchRenorm2d)):
+    elif not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d, BatchRenorm2d, SyncBatchNorm2d)):
         return None
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:  # torch's, that never kept any

@@ -20,12 +20,13 @@ __all__ = ["save_folded"]
 # What takes a name's place in the config when all its layers were folded. FrozenBN is only built,
 # and then removed: any stock norm would do.
 _BCN = dict.fromkeys(("BCN", "BatchBCN", "SyncBCN"), "GN")
-_AFFINE = dict.fromkeys(("SN", "SyncSN", "SSN", "BRN"), "FrozenBN")
+_AFFINE = dict.fromkeys(("SN", "SyncSN", "SSN", "BRN", "exactSyncBN"), "FrozenBN")
 _CLASSES = {
     "SN": "SwitchNorm2d",
     "SyncSN": "SyncSwitchNorm2d",
     "SSN": "SparseSwitchNorm2d",
     "BRN": "BatchRenorm2d",
+    "exactSyncBN": "SyncBatchNorm2d",
 }
 _YAML_NAMES = {
     "build_ws_resnet_backbone": "build_resnet_backbone",

@@ -21,6 +21,7 @@ from ..norms import (
     SparseSwitchNorm2d,
     SwitchNorm,
     SwitchNorm2d,
+    SyncBatchNorm2d,
     SyncSwitchNorm,
     SyncSwitchNorm2d,
     normalize,
@@ -106,6 +107,7 @@ NORMS: dict[str, Norm] = {
     "IN": Norm(InstanceNorm2d, (_InstanceNorm,), "IN", "sample"),
     "LN_CHW": Norm(GroupNorm1, (GroupNorm1,), "LN_CHW", "sample"),
     "BRN": Norm(BatchRenorm2d, (BatchRenorm2d,), "BN", "estimates"),
+    "exactSyncBN": Norm(SyncBatchNorm2d, (SyncBatchNorm2d,), "BN", "ranks"),
     # The keys of the dictionary inside detectron2's get_norm, which shows them to nobody.
     "BN": Norm(None, (_BatchNorm,), "BN", "process"),
     "SyncBN": Norm(None, (nn.SyncBatchNorm, NaiveSyncBatchNorm), "BN", "ranks"),
@@ -158,9 +160,9 @@ def register_norms() -> None:
     """Make this package's norms choices in detectron2, by name, wherever it takes a norm.
 
     After it ``get_norm`` knows "SN", "SyncSN", "SN_IN_LN" (no batch statistic), "SSN", "BCN"
-    (estimates), "BatchBCN", "SyncBCN", "IN", "LN_CHW" and "BRN" besides the stock names, and lists
-    them all when given a name that it does not know. Calling it again changes nothing;
-    `unregister_norms` undoes it.
+    (estimates), "BatchBCN", "SyncBCN", "IN", "LN_CHW", "BRN" and "exactSyncBN" besides the stock
+    names, and lists them all when given a name that it does not know. Calling it again changes
+    nothing; `unregister_norms` undoes it.
     """
     get_norm = batch_norm.get_norm
     if hasattr(get_norm, _STOCK_ATTRIBUTE):

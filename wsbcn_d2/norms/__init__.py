@@ -27,6 +27,7 @@ from .switchable_norm import (
     SyncSwitchNorm3d,
 )
 from .sync import prepare_sync_norms
+from .sync_batch_norm import SyncBatchNorm2d
 from .weight_normalization import WNConv1d, WNConv2d, WNConv3d, WNConvMixin, normalize_weight
 from .weight_standardization import WSConv1d, WSConv2d, WSConv3d, WSConvMixin, standardize_weight
 
@@ -44,6 +45,7 @@ __all__ = [
     "SwitchNorm1d",
     "SwitchNorm2d",
     "SwitchNorm3d",
+    "SyncBatchNorm2d",
     "SyncSwitchNorm",
     "SyncSwitchNorm1d",
     "SyncSwitchNorm2d",
