@@ -96,6 +96,8 @@ def test_signal_before_the_training_and_in_a_step_that_does_not_end(user: User):
     options = ("--grace=8", "--max-requeues=2")
     (job,) = user.submit("stuck", "dataloader.train.mapper.seconds=600", options=options)
     user.wait_for_event("stuck", "started")
+    # There is somebody to signal.
+    wait_for(lambda: f"{job}.0" in user.cluster.run("squeue", "-h", "-s", "-o", "%i"), "a step")
     for restart, reason in enumerate(["outside of the training", "no step has ended within 6 s"]):
         if restart == 1:
             user.release(job)
@@ -226,11 +228,13 @@ def test_sweep_of_three_one_at_a_time_then_evaluations(user: User):
         assert after > user.events(run, "finished")[0]["time"]
 
 
-def test_two_jobs_on_the_same_nodes(user: User):
+def test_two_jobs_on_the_same_nodes(user: User, tmp_path: Path):
     runs = ("one", "two")
-    jobs = [
-        user.submit(run, "train.max_iter=3", "dataloader.train.mapper.seconds=2") for run in runs
-    ]
+    go_on = tmp_path / "go_on"
+    slow = ("dataloader.train.mapper.seconds=1", f"dataloader.train.mapper.until={go_on}")
+    jobs = [user.submit(run, "train.max_iter=100", *slow) for run in runs]
+    user.wait_for_event("two", "started")
+    go_on.touch()
     for run, (job,) in zip(runs, jobs, strict=True):
         assert user.wait_until_ended(run, job) == "COMPLETED"
     spans = [
@@ -267,8 +271,8 @@ def test_mistakes_are_one_line_and_submit_nothing(
 
 def test_cancelled_jobs_stay_cancelled(user: User):
     # scancel's SIGTERM stops the training in good order, as a preemption's would.
-    overrides = ("dataloader.train.mapper.seconds=1", "train.stop_signals=[SIGUSR2,SIGTERM]")
-    (job,) = user.submit("cancelled", *overrides)
+    slow = ("train.max_iter=1000", "dataloader.train.mapper.seconds=1")
+    (job,) = user.submit("cancelled", *slow, "train.stop_signals=[SIGUSR2,SIGTERM]")
     user.wait_for_iteration("cancelled", 1)
     again = user.try_to_submit("cancelled")
     assert again.returncode == 1
