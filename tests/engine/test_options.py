@@ -35,6 +35,7 @@ WRONG = {
     "output_dir": ["", 3, None],
     "init_checkpoint": [3, None],
     "pretrained": [3],
+    "protocol": [3, None],
     "max_iter": ["abc", 0, -1, 1.5, True],
     "epochs": [-1, "ten", NAN, float("inf")],
     "images_per_gpu": [-1, 1.5, "two"],
