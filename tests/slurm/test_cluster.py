@@ -96,8 +96,9 @@ def test_signal_before_the_training_and_in_a_step_that_does_not_end(user: User):
     options = ("--grace=8", "--max-requeues=2")
     (job,) = user.submit("stuck", "dataloader.train.mapper.seconds=600", options=options)
     user.wait_for_event("stuck", "started")
-    # There is somebody to signal.
-    wait_for(lambda: f"{job}.0" in user.cluster.run("squeue", "-h", "-s", "-o", "%i"), "a step")
+    # Rank 0 has begun, and is not yet training.
+    address = user.output("stuck") / "slurm" / f"attempt_{job}.0" / "address"
+    wait_for(address.exists, "rank 0's address", 120)
     for restart, reason in enumerate(["outside of the training", "no step has ended within 6 s"]):
         if restart == 1:
             user.release(job)
