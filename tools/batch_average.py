@@ -7,6 +7,10 @@ the file stays.
 
 from __future__ import annotations
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
+
+# isort: split
+
 import argparse
 import logging
 import os

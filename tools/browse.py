@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
+
+# isort: split
+
 import argparse
 import html
 from collections.abc import Iterator, Sequence

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.data.findings import Finding
 from wsbcn_d2.data.formats import read_own_data
 from wsbcn_d2.data.read_image import is_16_bit, to_8_bit

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.checkpoint import SOURCES, convert_weights
 
 __all__ = ["main"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.deploy import FORMATS, export_detector, fold_model, load_detector
 from wsbcn_d2.errors import exit_with_message
 

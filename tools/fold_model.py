@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.deploy import fold_model, load_detector, save_folded
 from wsbcn_d2.errors import UserError, exit_with_message
 

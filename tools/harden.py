@@ -63,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wsbcn_d2.errors import UserError, exit_with_message
 
     with exit_with_message("harden"):
+        content = read_checkpoint(args.checkpoint)
         try:
-            state, around = unwrap(read_checkpoint(args.checkpoint))
+            state, around = unwrap(content)
             hard = harden(state)
         except ValueError as error:
             raise UserError(f"{args.checkpoint}: {error}") from error

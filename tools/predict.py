@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.checkpoint.files import disk_error, replacing
 from wsbcn_d2.deploy import Detector, load_detector
 from wsbcn_d2.deploy.predict import Picture, draw, find_pictures, predict

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
 from wsbcn_d2.data.digits import CLASS_NAMES, SPLITS, annotation_file, build_digits
 from wsbcn_d2.errors import UserError, exit_with_message
 

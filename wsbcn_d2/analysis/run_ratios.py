@@ -131,8 +131,9 @@ def _last_checkpoint(folder: Path) -> Path:
 
 
 def _of_checkpoint(path: Path, model: nn.Module | None) -> dict[str, LayerRatios]:
+    content = read_checkpoint(path)
     try:
-        state, around = unwrap(read_checkpoint(path))
+        state, around = unwrap(content)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     iteration = around.get("iteration", -1)
