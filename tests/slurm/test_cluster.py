@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_signal_before_the_training_and_in_a_step_that_does_not_end(user: User):
             user.release(job)
             user.wait_for_event("stuck", "started", 2)
             wait_for(lambda: "Starting training" in user.log("stuck"), "training", 200)
+            time.sleep(5 * PATIENCE)  # the line comes before the training listens to signals
         user.cluster.run("scancel", "--batch", "--signal=USR2", job)
         user.wait_for_event("stuck", "requeued", restart + 1)
         assert reason in user.events("stuck", "requeued")[restart]["reason"]
