@@ -97,7 +97,7 @@ setup(
     # detectron2 is needed too, but is not on PyPI: it is installed by its own instructions, or by
     # tools/install_detectron2.py. `import wsbcn_d2.norms` does without.
     install_requires=[
-        "torch>=2.9",  # requirements-oldest.txt has it for the tests
+        "torch>=2.11",  # requirements-oldest.txt has it for the tests
         "numpy",
         "pillow",
         "fvcore>=0.1.5",
