@@ -29,6 +29,7 @@ __all__ = [
     "like",
     "on_device",
     "place",
+    "place_channels",
     "tile",
     "wanted_programs",
 ]
@@ -155,3 +156,19 @@ def place(
     start = tl.program_id(1) * chunk_blocks * BLOCK
     end = tl.minimum(start + chunk_blocks * BLOCK, length)
     return rows, row_mask, base, tile, step, start, end, length
+
+
+@triton.jit
+def place_channels(
+    channels, length, channel_blocks, chunk_blocks,
+    CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """`place`, behind the sample of this program's rows, their channels, and how many there are."""
+    rows, row_mask, base, tile, step, start, end, length = place(
+        channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
+    )
+    if CHANNELS_LAST:
+        channels = channels * UNIT
+    n = tl.program_id(0) // channel_blocks
+    return (n, rows - n * channels, channels, rows, row_mask, base, tile, step, start, end,
+            length)  # fmt: skip

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import dense, like, on_device, place, tile
+from .tiling import dense, like, on_device, place_channels, tile
 from .triton_passes import launch_reduce, write_affine, write_gradient
-from .triton_pools import KINDS, pool, pooled, pooled_of_rows, sums
+from .triton_pools import KINDS, launch_write, pooled, pooled_of_rows, sums
 
 __all__ = ["backward", "forward"]
 
@@ -40,13 +40,9 @@ def _write_kernel(
     channels, length, channel_blocks, chunk_blocks, POOL: tl.constexpr, MOVES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    rows, row_mask, base, tile, step, start, end, length = place(
+    n, c, channels, rows, row_mask, base, tile, step, start, end, length = place_channels(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    if CHANNELS_LAST:
-        channels = channels * UNIT
-    n = tl.program_id(0) // channel_blocks
-    c = rows - n * channels
     own_mean = tl.load(mean + rows, mask=row_mask, other=0.0)
     center, center_var = pooled_of_rows(
         mean, var, before, kept, running_mean, running_var, tracked, n, c, row_mask, samples,
@@ -165,13 +161,9 @@ def _dx_kernel(
     channels, length, channel_blocks, chunk_blocks, POOLED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    rows, row_mask, base, tile, step, start, end, length = place(
+    n, c, channels, rows, row_mask, base, tile, step, start, end, length = place_channels(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    if CHANNELS_LAST:
-        channels = channels * UNIT
-    n = tl.program_id(0) // channel_blocks
-    c = rows - n * channels
     own_mean = tl.load(mean + rows, mask=row_mask, other=0.0)
     center = tl.load(kept + c, mask=row_mask, other=0.0)
     center_var = tl.load(kept + channels + c, mask=row_mask, other=0.0)
@@ -197,18 +189,8 @@ def forward(
     x: Tensor, rule: Any, batch: Any, parameters: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `triton_switch.forward`, for a `BatchChannelRule`."""
-    x = dense(x)
-    found = pool(x, batch)
-    tiling = tile(x, reduces=False)
-    y = torch.empty_like(x)
-    with on_device(x.device):
-        _write_kernel[tiling.grid](
-            x, y, found.rows[0], found.rows[1], *found.pointers,
-            *(p.contiguous() for p in parameters), rule.eps, rule.inner_eps, found.rate,
-            found.unbias, x.shape[0], x.shape[1] // rule.num_groups, *tiling.sizes,
-            **found.options, **tiling.options,
-        )  # fmt: skip
-    return y, found.rows, found.kept
+    eps, width = (rule.eps, rule.inner_eps), x.shape[1] // rule.num_groups
+    return launch_write(_write_kernel, x, batch, parameters, eps, width)
 
 
 def backward(

@@ -12,17 +12,17 @@ Used by the two rules that have kernels, `triton_switch` and `triton_batch_chann
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import SIZES, on_device
+from .tiling import SIZES, dense, on_device, tile
 from .triton_passes import launch_moments
 
-__all__ = ["KINDS", "Pooled", "pool", "pooled", "pooled_of_rows", "sums"]
+__all__ = ["KINDS", "launch_write", "pooled", "pooled_of_rows", "sums"]
 
 # Samples up to which every program pools a channel's itself; beyond, a kernel does it once.
 _FEW_SAMPLES = 8
@@ -117,27 +117,31 @@ def sums(parts, row, mask, rows, splits):
     return total, dot
 
 
-class Pooled(NamedTuple):
-    """What the kernels that write a result start from.
+def launch_write(
+    kernel: Any,
+    x: Tensor,
+    pool: Any,
+    parameters: tuple[Tensor, ...],
+    eps: tuple[float, ...],
+    width: int,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments of ``x``, then a rule's kernel, which pools what its rows need and writes.
 
-    Attributes:
-        rows: the row statistics, ``(2, N, C)``.
-        kept: the pooled mean and variance ``(2, C)``, then ``(2, N)`` that a rule may fill: flat.
-        pointers: ``before, kept, running_mean, running_var, tracked``; some are not followed.
-        rate, unbias: of the running statistics' move.
-        options: what is compiled for: whether programs pool themselves, and move.
+    Args:
+        kernel: the rule's.
+        x: ``(N, C, *)``.
+        pool: one that has a ``fused`` name, or None.
+        parameters: those of the rule.
+        eps: the kernel's one or two.
+        width: channels of a group.
+        options: what else the kernel is compiled for.
+
+    Returns:
+        the result; the row statistics ``(2, N, C)``; and the pooled mean and variance ``(2, C)``
+        with ``(2, N)`` numbers that the rule may fill, flat.
     """
-
-    rows: Tensor
-    kept: Tensor
-    pointers: tuple[Tensor, ...]
-    rate: float
-    unbias: float
-    options: dict[str, Any]
-
-
-def pool(x: Tensor, pool: Any) -> Pooled:
-    """The row statistics of a dense ``x``, and what is needed to pool them."""
+    x = dense(x)
     samples, channels = x.shape[:2]
     kept = x.new_empty(2 * channels + 2 * samples, dtype=torch.float32)
     kind = _GIVEN if pool is None else {"batch": _BATCH, "estimate": _ESTIMATE}.get(pool.fused, 0)
@@ -152,14 +156,20 @@ def pool(x: Tensor, pool: Any) -> Pooled:
         rate, unbias = float(module.momentum), pool.running_correction(samples)
     rows = launch_moments(x, before if kind else None, running)
     moves = kind != _GIVEN and pool.moves()
-    if kind == _GIVEN and pool is not None:
-        torch.cat(pool(rows[0], rows[1]), out=kept[: 2 * channels])
-    elif kind and samples > _FEW_SAMPLES:
-        with on_device(x.device):
+    tiling = tile(x, reduces=False)
+    y = torch.empty_like(x)
+    with on_device(x.device):
+        if kind == _GIVEN and pool is not None:
+            torch.cat(pool(rows[0], rows[1]), out=kept[: 2 * channels])
+        elif kind and samples > _FEW_SAMPLES:
             _pool_kernel[(triton.cdiv(channels, 256),)](
                 rows[0], rows[1], before, kept, *running, rate, unbias, samples, channels,
                 POOL=kind, MOVES=moves, BLOCK=256, num_warps=4,
             )  # fmt: skip
-        kind = _GIVEN
-    options = {"POOL": kind, "MOVES": moves}
-    return Pooled(rows, kept, (before, kept, *running), rate, unbias, options)
+            kind = _GIVEN
+        kernel[tiling.grid](
+            x, y, rows[0], rows[1], before, kept, *running, *(p.contiguous() for p in parameters),
+            *eps, rate, unbias, samples, width, *tiling.sizes,
+            POOL=kind, MOVES=moves, **options, **tiling.options,
+        )  # fmt: skip
+    return y, rows, kept

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import dense, like, on_device, place, tile
+from .tiling import dense, like, on_device, place_channels, tile
 from .triton_passes import launch_reduce, write_affine, write_gradient
-from .triton_pools import KINDS, pool, pooled_of_rows, sums
+from .triton_pools import KINDS, launch_write, pooled_of_rows, sums
 
 __all__ = ["backward", "forward"]
 
@@ -89,13 +89,9 @@ def _write_kernel(
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """``kept``: the pooled mean and variance ``(2, C)``, then LN's ``(2, N)``."""
-    rows, row_mask, base, tile, step, start, end, length = place(
+    n, c, channels, rows, row_mask, base, tile, step, start, end, length = place_channels(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    if CHANNELS_LAST:
-        channels = channels * UNIT
-    n = tl.program_id(0) // channel_blocks
-    c = rows - n * channels
     own_mean = tl.load(mean + rows, mask=row_mask, other=0.0)
     own_var = tl.load(var + rows, mask=row_mask, other=0.0)
     center = tl.zeros_like(own_mean)
@@ -271,13 +267,9 @@ def _dx_kernel(
     SOFTMAX: tl.constexpr, POOLED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    rows, row_mask, base, tile, step, start, end, length = place(
+    n, c, channels, _rows, row_mask, base, tile, step, start, end, length = place_channels(
         channels, length, channel_blocks, chunk_blocks, CHANNELS_LAST, ROWS, BLOCK, UNIT
     )
-    if CHANNELS_LAST:
-        channels = channels * UNIT
-    n = tl.program_id(0) // channel_blocks
-    c = rows - n * channels
     own_mean, _, layer_mean, _, center, _, scale, _, _, into_mean, into_var = _row(
         mean, var, kept, parts, weight, mean_control, var_control, n, c, row_mask, eps, samples,
         channels, width, splits, K, IN, LN, BN, SOFTMAX,
@@ -331,18 +323,8 @@ def forward(
         batch: a pool that has a ``fused`` name, or None.
         parameters: those of the rule.
     """
-    x = dense(x)
-    weight, bias, *controls = (p.contiguous() for p in parameters)
-    found = pool(x, batch)
-    tiling = tile(x, reduces=False)
-    y = torch.empty_like(x)
-    with on_device(x.device):
-        _write_kernel[tiling.grid](
-            x, y, found.rows[0], found.rows[1], *found.pointers, weight, bias, *controls,
-            rule.eps, found.rate, found.unbias, x.shape[0], _width(x.shape[1], controls[0]),
-            *tiling.sizes, **found.options, **_places(rule), **tiling.options,
-        )  # fmt: skip
-    return y, found.rows, found.kept
+    width = _width(x.shape[1], parameters[2])
+    return launch_write(_write_kernel, x, batch, parameters, (rule.eps,), width, **_places(rule))
 
 
 def backward(
