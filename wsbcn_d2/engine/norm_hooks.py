@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.seeding import seeded
 from ..norms import SparseSwitchNorm, update_batch_average
+from ..norms.sparsemax import circumradius
 
 __all__ = ["BatchAverage", "SparsityRamp"]
 
@@ -51,8 +52,7 @@ class SparsityRamp(HookBase):
         steps = max(1, round(self._end * self.trainer.max_iter) - 1)
         share = min(1.0, self.trainer.iter / steps)
         for layer in self._layers:
-            count = len(layer.statistics)
-            layer.set_radius(share * ((count - 1) / count) ** 0.5)
+            layer.set_radius(share * circumradius(len(layer.statistics)))
 
 
 class BatchAverage(HookBase):
