@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from wsbcn_d2.engine.curves import plot_runs, read_metrics
+from wsbcn_d2.analysis.curves import plot_runs, read_metrics
 from wsbcn_d2.errors import UserError, did_you_mean, exit_with_message
 
 __all__ = ["main"]

@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
     from wsbcn_d2.analysis.ratio_figures import ratio_figures
+    from wsbcn_d2.analysis.run_folder import distinct_names
     from wsbcn_d2.analysis.run_ratios import load_run_ratios
-    from wsbcn_d2.engine.run_folder import distinct_names
     from wsbcn_d2.errors import UserError, exit_with_message
 
     with exit_with_message("plot_ratios"):

@@ -17,7 +17,7 @@ from tests.engine.tiny_run import LAZY_CONFIG, ROOT, make_dataset, train_net
 from wsbcn_d2.data.findings import Needs
 from wsbcn_d2.detection.data_check import dataset_needs
 from wsbcn_d2.engine import ConfigError, load_config, read_config
-from wsbcn_d2.engine.checks import check_data
+from wsbcn_d2.engine.command_line import check_data
 from wsbcn_d2.errors import UserError
 from wsbcn_d2.recipes import config_file
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.engine.tiny_training import differing, prepare, training
+from wsbcn_d2.config.batch import BatchPlan
 from wsbcn_d2.engine import Trainer
-from wsbcn_d2.engine.batch import BatchPlan
 from wsbcn_d2.engine.resume import DataPosition
 
 # Norm, overrides, and where the run is killed: in which iteration, after how many micro-batches.

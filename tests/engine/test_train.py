@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
+from wsbcn_d2.analysis.summary import results_table, task_metrics
 from wsbcn_d2.detection import Detection
 from wsbcn_d2.engine import ConfigError, UserError, load_config, main, read_config
-from wsbcn_d2.engine.summary import results_table, task_metrics
 from wsbcn_d2.engine.train import set_aside
 
 

@@ -1,7 +1,8 @@
-"""What the learned ratios of switchable norms say.
+"""What a run says: the learned ratios of its switchable norms, its curves and its results.
 
-Here is the record that every run keeps; `run_ratios` reads it or a checkpoint, `ratio_bars` and
-`ratio_curves` draw it, and import matplotlib.
+Here is the record of ratios that every run keeps; `run_ratios` reads it or a checkpoint, and
+`ratio_bars` and `ratio_curves` draw it. `curves` draws losses and evaluations, `summary` ends a
+run's log, `run_folder` reads what is in its folder. Those that draw import matplotlib.
 """
 
 from .layer_names import layer_label, layer_part

@@ -98,7 +98,7 @@ def load_run_ratios(path: str | Path, name: str = "") -> RunRatios:
 
 def _model(config: Path) -> nn.Module | None:
     """The run's model, without its weights."""
-    from ..engine import load_config, read_config
+    from ..config import load_config, read_config
 
     if not config.is_file():
         return None

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ..checkpoint import WSBCNCheckpointer
-from ..engine.config import load_config, read_config, resolve_config_file
-from ..engine.options import Config
+from ..config.loading import load_config, read_config, resolve_config_file
+from ..config.options import Config
 from ..errors import ConfigError, UserError
 
 __all__ = ["Detector", "class_names", "load_detector"]

@@ -15,14 +15,14 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
-from ..engine.options import Config
-from ..engine.task import Task
+from ..config.options import Config
+from ..config.task import Task
 from ..errors import ConfigError
 from .data_check import check_detection_data
 from .own_data import add_data_config, use_own_data
 
 if TYPE_CHECKING:
-    from ..engine.run_config import RunConfig
+    from ..config.run_config import RunConfig
 
 __all__ = ["Detection"]
 

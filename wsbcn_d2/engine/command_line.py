@@ -17,18 +17,15 @@ from detectron2.utils.logger import setup_logger
 
 from .. import __version__
 from ..checkpoint.files import disk_error, root_os_error
+from ..checks import check_config, report_advice
+from ..config import Results, RunConfig, Task, load_config, read_config, resolve_config_file
 from ..errors import UserError, exit_with_message
-from .advice import report_advice
-from .checks import check_config, check_data
-from .config import load_config, read_config, resolve_config_file
 from .evaluation import evaluate
 from .launch import end_process, is_consequence, launch, planned_world_size, under_torchrun
 from .preemption import forward_signals
-from .run_config import Results, RunConfig
-from .task import Task
 from .train import train
 
-__all__ = ["argument_parser", "main", "run", "run_command_line"]
+__all__ = ["argument_parser", "check_data", "main", "run", "run_command_line"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +128,33 @@ def main(
             raise
         path = cause.filename or os.path.join(config.options.output_dir, "…")
         raise UserError(disk_error(path, cause)) from error
+
+
+def check_data(config: RunConfig, args: argparse.Namespace) -> None:
+    """Run the task's check of the datasets once, on rank 0.
+
+    The process that starts the others calls it; where torchrun or several machines start them, all
+    of them do.
+
+    Args:
+        config: of the run, whose task is asked.
+        args: ``eval_only`` is read.
+
+    Raises:
+        UserError: the run would fail on its data or learn from wrong labels.
+        SystemExit: the same, on the other ranks under torchrun, so that there is one message.
+    """
+    message = ""
+    if comm.is_main_process():
+        try:
+            config.task.check_data(config, ["test"] if args.eval_only else ["train", "test"])
+        except UserError as error:
+            message = str(error)
+    message = comm.all_gather(message)[0]
+    if message and under_torchrun() and not comm.is_main_process():
+        raise SystemExit(1)
+    if message:
+        raise UserError(message)
 
 
 def _load(args: argparse.Namespace, task: Task | None, world_size: int) -> RunConfig:

@@ -7,10 +7,10 @@ from typing import Any
 
 from detectron2.utils import comm
 
+from ..analysis.summary import summarize
 from ..checkpoint import WSBCNCheckpointer
+from ..config import Results, RunConfig
 from .hooks import ModelEMA
-from .run_config import Results, RunConfig
-from .summary import summarize
 
 __all__ = ["evaluate"]
 

@@ -12,7 +12,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
-from .batch import BatchPlan
+from ..config import BatchPlan
 from .hooks import is_due
 
 __all__ = ["DataPosition", "RankStates"]

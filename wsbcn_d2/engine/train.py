@@ -16,21 +16,21 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ..analysis.summary import summarize
 from ..checkpoint import WSBCNCheckpointer
+from ..checks import give_advice
+from ..config import BatchPlan, Results, RunConfig
+from ..config.batch import correct_momentum, scale_learning_rate
+from ..config.record import config_changes, describe_changes, flatten_config
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
 from ..norms import prepare_sync_norms
-from .advice import give_advice
-from .batch import BatchPlan, correct_momentum, scale_learning_rate
 from .buffers import average_buffers
-from .config_record import config_changes, describe_changes, flatten_config
 from .hooks import BufferAverager, EvalHook, MetricWriter, ModelEMA, SkippedImages, is_due
 from .norm_hooks import BatchAverage, SparsityRamp
 from .preemption import StopOnSignal, TrainingStopped
 from .ratio_writer import RatioWriter
 from .resume import DataPosition, RankStates
 from .resumed_optimizer import ResumedOptimizer
-from .run_config import Results, RunConfig
-from .summary import summarize
 from .trainer import Trainer
 
 __all__ = ["train"]

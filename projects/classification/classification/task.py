@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from wsbcn_d2.config.targets import build
 from wsbcn_d2.engine import RunConfig, Task
-from wsbcn_d2.engine.targets import build
 from wsbcn_d2.errors import UserError
 
 __all__ = ["Classification"]

@@ -17,7 +17,7 @@ from tests.recipe_models import narrow
 from wsbcn_d2 import register_norms
 from wsbcn_d2.checkpoint.catalog import CATALOG
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
-from wsbcn_d2.engine.targets import check_targets
+from wsbcn_d2.config.targets import check_targets
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(

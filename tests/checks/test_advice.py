@@ -16,8 +16,8 @@ from torch import nn
 from tests.engine.tiny_run import train_net
 from tests.recipe_models import config, model_without_weights
 from wsbcn_d2 import recipes, standardize_convs
+from wsbcn_d2.checks.advice import CHECKS, Advice, give_advice, look_for_advice, report_advice
 from wsbcn_d2.engine import ConfigError, UserError, load_config, read_config
-from wsbcn_d2.engine.advice import CHECKS, Advice, give_advice, look_for_advice, report_advice
 from wsbcn_d2.modeling import WSConv2d, use_norm
 from wsbcn_d2.norms import SwitchNorm2d
 

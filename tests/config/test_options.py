@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 
 from tests.engine.tiny_run import LAZY_CONFIG
 from wsbcn_d2 import get_config
+from wsbcn_d2.config.options import read_options
+from wsbcn_d2.config.yaml_config import YAML_KEYS
 from wsbcn_d2.engine import ConfigError, load_config, read_config, resolve_config_file
-from wsbcn_d2.engine.options import read_options
-from wsbcn_d2.engine.yaml_config import YAML_KEYS
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 NAN, INF = float("nan"), float("inf")

@@ -11,9 +11,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from wsbcn_d2.checkpoint import WSBCNCheckpointer
+from wsbcn_d2.checks.start import check_start
+from wsbcn_d2.config.record import flatten_config
 from wsbcn_d2.engine import ConfigError, load_config, read_config
-from wsbcn_d2.engine.checks import check_start
-from wsbcn_d2.engine.config_record import flatten_config
 from wsbcn_d2.recipes import config_file
 
 QUICK = str(config_file("quick/mask_rcnn_r18_fpn_ws_gn"))

@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..checkpoint import describe_norms
+from ..config import BatchPlan, RunConfig
 from ..errors import ConfigError, UserError, did_you_mean
 from ..modeling.norm_registry import NORMS
-from .batch import BatchPlan
-from .run_config import RunConfig
 
 __all__ = [
     "CHECKS",
@@ -135,8 +134,6 @@ def look_for_advice(config: RunConfig, model: nn.Module) -> list[Advice]:
     Raises:
         ConfigError: ``train.silence`` has a name that no check has.
     """
-    from . import advice_rules  # noqa: F401  registers them
-
     silenced = config.options.silence
     for name in silenced:
         if name not in CHECKS:

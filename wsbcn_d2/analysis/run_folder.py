@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from ..config.record import flatten_config
 from ..errors import UserError
-from .config_record import flatten_config
 from .curves import Curve, read_metrics
 
 __all__ = ["RunFolder", "distinct_names", "read_run"]

@@ -6,8 +6,8 @@ import pytest
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig, OmegaConf
 
+from wsbcn_d2.config.targets import build, check_targets, explain_building
 from wsbcn_d2.engine import ConfigError
-from wsbcn_d2.engine.targets import build, check_targets, explain_building
 from wsbcn_d2.errors import UserError
 from wsbcn_d2.recipes import get_config, list_configs
 

@@ -8,18 +8,16 @@ import tempfile
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import CheckpointError, WSBCNCheckpointer
 from ..checkpoint.comparison import compare_parameters, compare_with_checkpoint
 from ..checkpoint.reading import read_checkpoint
-from ..errors import ConfigError, UserError, did_you_mean
+from ..config import RunConfig
+from ..errors import ConfigError, did_you_mean
 from ..norms.sync import check_group_size
-from .launch import under_torchrun
-from .run_config import RunConfig
 
-__all__ = ["check_config", "check_data", "check_start"]
+__all__ = ["check_config", "check_start"]
 
 # Metadata of detectron2's builtin datasets that are paths.
 _DATASET_PATHS = (
@@ -151,30 +149,3 @@ def _check_resume(config: RunConfig, path: str) -> None:
             "  Take the config it was trained with, or another output folder; or, to go on with "
             f"the parameters that fit, add {allow}"
         )
-
-
-def check_data(config: RunConfig, args: argparse.Namespace) -> None:
-    """Run the task's check of the datasets once, on rank 0.
-
-    The process that starts the others calls it; where torchrun or several machines start them, all
-    of them do.
-
-    Args:
-        config: of the run, whose task is asked.
-        args: ``eval_only`` is read.
-
-    Raises:
-        UserError: the run would fail on its data or learn from wrong labels.
-        SystemExit: the same, on the other ranks under torchrun, so that there is one message.
-    """
-    message = ""
-    if comm.is_main_process():
-        try:
-            config.task.check_data(config, ["test"] if args.eval_only else ["train", "test"])
-        except UserError as error:
-            message = str(error)
-    message = comm.all_gather(message)[0]
-    if message and under_torchrun() and not comm.is_main_process():
-        raise SystemExit(1)
-    if message:
-        raise UserError(message)

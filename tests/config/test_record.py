@@ -5,8 +5,8 @@ from __future__ import annotations
 from detectron2 import model_zoo
 from omegaconf import OmegaConf
 
+from wsbcn_d2.config.record import config_changes, describe_changes, flatten_config
 from wsbcn_d2.engine import load_config
-from wsbcn_d2.engine.config_record import config_changes, describe_changes, flatten_config
 from wsbcn_d2.recipes import config_file, get_config, list_configs
 
 QUICK = str(config_file("quick/mask_rcnn_r18_fpn_ws_gn"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsbcn_d2.engine.curves import plot_curves, read_metrics
+from wsbcn_d2.analysis.curves import plot_curves, read_metrics
 
 TRAINING = {"total_loss": 2.0, "loss_cls": 1.5, "loss_mask": 0.5, "lr": 0.01, "time": 0.1}
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from wsbcn_d2.engine import ConfigError
-from wsbcn_d2.engine.batch import (
+from wsbcn_d2.config.batch import (
     BatchPlan,
     correct_momentum,
     plan_batch,
     scale_learning_rate,
 )
+from wsbcn_d2.engine import ConfigError
 from wsbcn_d2.norms import BatchChannelNorm2d, SwitchNorm2d
 
 

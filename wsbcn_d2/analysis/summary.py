@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 from torch import nn
 
-from .run_config import Results, RunConfig
+if TYPE_CHECKING:
+    from ..config import Results, RunConfig
 
 __all__ = ["results_table", "summarize", "task_metrics"]
 
