@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from ..errors import ConfigError, did_you_mean
 from ..modeling import register_norms
 from ..recipes import config_file, config_root, list_configs
-from .lazy_config import LazyRunConfig, load_lazy_config
+from .lazy_config import load_lazy_config
 from .options import Config
 from .run_config import RunConfig
 from .task import Task, default_task
@@ -106,5 +106,5 @@ def read_config(
         ConfigError: options that are not allowed.
     """
     register_norms()
-    kind = YamlRunConfig if isinstance(cfg, CfgNode) else LazyRunConfig
+    kind = YamlRunConfig if isinstance(cfg, CfgNode) else RunConfig
     return kind(cfg, task or default_task(), world_size or comm.get_world_size(), opts)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
-import torch.utils.data as torchdata
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper, build_detection_train_loader
@@ -123,9 +123,9 @@ class YamlRunConfig(RunConfig):
 
     lazy = False
     option_keys = YAML_KEYS
+    train_key = "DATALOADER"
     batch_key = "SOLVER.IMS_PER_BATCH"
     test_key = "DATASETS.TRAIN, TEST"
-    optimizer_key = "SOLVER"
 
     def __init__(self, cfg: CfgNode, task: Task, world_size: int, opts: Sequence[str] = ()) -> None:
         cfg = DefaultTrainer.auto_scale_workers(cfg, world_size).clone()
@@ -141,22 +141,15 @@ class YamlRunConfig(RunConfig):
                 logger.warning("%s.ENABLED is set, but train_net.py does not do that", key)
 
     def _option_values(self) -> Any:
-        defaults = OmegaConf.create(get_config("common/train").train)
+        values = get_config("common/train").train
         # detectron2's yaml configs keep every checkpoint.
-        defaults.checkpointer.max_to_keep = None
-        values: Any = OmegaConf.to_container(defaults)
+        values.checkpointer.max_to_keep = None
         for key, yaml_key in YAML_KEYS.items():
-            value: Any = self.cfg
-            for part in yaml_key.split("."):
-                value = value[part]
-            *parents, name = key.split(".")
-            node = values
-            for parent in parents:
-                node = node[parent]
-            node[name] = value
+            value = reduce(getattr, yaml_key.split("."), self.cfg)
+            OmegaConf.update(values, key, value, merge=False)
         # None as yacs lets it be replaced by a number and by "node".
-        values["sync_group_size"] = values["sync_group_size"] or 0
-        return values
+        values.sync_group_size = values.sync_group_size or 0
+        return OmegaConf.to_container(values)
 
     def override(self, option: str, value: Any) -> list[str]:
         return [self.key(option), str(value)]
@@ -197,23 +190,14 @@ class YamlRunConfig(RunConfig):
         with explain_building("SOLVER"):
             return self.task.build_lr_scheduler(cfg, optimizer)
 
-    def build_train_loader(self, seed: int = 0, start: int = 0) -> Iterable[Any]:
-        plan = self.batch_plan()
-        assert plan is not None
-        with explain_building("DATALOADER"):
-            arguments = self.task.train_loader_arguments(self.cfg)
-        if self.options.exact_resume:
-            if not isinstance(arguments["dataset"], torchdata.IterableDataset):
-                return self._exact_loader(arguments, seed, start)
-            self._warn_inexact("DATASETS.TRAIN is an iterable dataset")
-        # detectron2's word for the images of one forward on all processes.
-        arguments["total_batch_size"] = plan.images_per_gpu * plan.world_size
-        return build_detection_train_loader(**arguments)
+    def _train_loader_call(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        with explain_building(self.train_key):
+            return build_detection_train_loader, self.task.train_loader_arguments(self.cfg)
 
     def evaluations(self) -> Iterator[tuple[str, Iterable[Any], DatasetEvaluator]]:
         folder = os.path.join(self.options.output_dir, "inference")
         for name in self.cfg.DATASETS.TEST:
-            with explain_building("DATALOADER"):
+            with explain_building(self.train_key):
                 loader = self.task.build_test_loader(self.cfg, name)
             yield name, loader, self.task.build_evaluator(self.cfg, name, folder)
 
