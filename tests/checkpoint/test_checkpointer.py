@@ -3,7 +3,6 @@
 import logging
 import os
 import pickle
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,9 +12,7 @@ from torch import nn
 import wsbcn_d2
 from wsbcn_d2.checkpoint import (
     CheckpointError,
-    Pretraining,
     WSBCNCheckpointer,
-    describe_norms,
 )
 
 
@@ -99,23 +96,6 @@ def test_numbered_checkpoints_are_listed_in_order(tmp_path):
     names = [os.path.basename(path) for path in checkpointer.periodic_checkpoints()]
     assert names == ["model_0000004.pth", "model_0000009.pth"]
     assert WSBCNCheckpointer(gn_model(), str(tmp_path / "none")).periodic_checkpoints() == []
-
-
-def test_a_converted_file_is_compared_with_the_training_to_come(tmp_path, warnings):
-    model = nn.Sequential(Conv2d(3, 8, 3, bias=False, norm=nn.BatchNorm2d(8)))
-    content = {
-        "model": model.state_dict(),
-        "norms": describe_norms(model),
-        "pretraining": asdict(Pretraining("torchvision", norm="BN", minibatch=32)),
-    }
-    torch.save(content, tmp_path / "x.pth")
-    rest = WSBCNCheckpointer(model, images_per_process=2).load(str(tmp_path / "x.pth"))
-    (message,) = warnings
-    assert "  * minibatch: statistics over 32 images in pretraining, over 2 a process" in message
-    assert "pretraining" not in rest and "norms" not in rest
-    WSBCNCheckpointer(model, images_per_process=16).load(str(tmp_path / "x.pth"))
-    WSBCNCheckpointer(model).load(str(tmp_path / "x.pth"))
-    assert len(warnings) == 1
 
 
 # --- refused -----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
@@ -18,7 +17,6 @@ from wsbcn_d2.checkpoint import (
 )
 from wsbcn_d2.checkpoint.comparison import compare_parameters
 from wsbcn_d2.modeling import CeilPoolStem, standardize_convs
-from wsbcn_d2.norms import SwitchNorm2d
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +48,20 @@ class Detector(nn.Module):
         self.register_buffer("pixel_std", torch.tensor((58.395, 57.12, 57.375)).view(-1, 1, 1))
 
 
-def compare(recorded, model, norm, images=None):
+def compare(recorded, model, norm):
     body = backbone(norm)
     checkpoint = {
         "model": body.state_dict(),
         "norms": describe_norms(body),
         "pretraining": asdict(recorded),
     }
-    return compare_with_checkpoint(checkpoint, model, images)
+    return compare_with_checkpoint(checkpoint, model)
 
 
 @pytest.mark.parametrize("norm", ["BN", "GN", "SyncSN"])
 def test_the_pretrainings_own_setting_raises_no_word(norm):
     recorded = Pretraining("sn", norm=norm, minibatch=2)
-    assert compare(recorded, Detector(backbone(norm)), norm, images=2) == []
+    assert compare(recorded, Detector(backbone(norm)), norm) == []
 
 
 @pytest.mark.parametrize("stride_in_1x1", [True, False])
@@ -117,59 +115,6 @@ def test_a_checkpoint_of_our_own_has_the_record_too():
     assert compare_with_checkpoint(checkpoint, theirs) == []
     lines = compare_with_checkpoint(checkpoint, Detector(backbone("GN")))
     assert [line.partition(":")[0] for line in lines] == ["stride_in_1x1", "input_format"]
-
-
-# --- minibatch (arXiv:1907.10473, Table XI item 4) ---------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "told"), [(32, 2, True), (2, 32, True), (8, 2, False), (2, 2, False)]
-)
-def test_a_minibatch_far_from_the_pretrainings_is_told(before, now, told):
-    recorded = Pretraining("sn", norm="SN", minibatch=before)
-    lines = compare(recorded, Detector(backbone("SN")), "SN", now)
-    assert len(lines) == told
-    if told:
-        assert f"over {before} images in pretraining, over {now} a process" in lines[0]
-        assert "Table XI" in lines[0]
-
-
-def test_synchronized_norms_count_the_images_of_all_processes(monkeypatch):
-    recorded = Pretraining("sn", norm="SN", minibatch=32)
-    model = Detector(backbone("SyncSN"))
-    assert len(compare(recorded, model, "SN", 2)) == 1
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 8)
-    assert compare(recorded, model, "SN", 2) == []  # 16
-    (line,) = compare(Pretraining("sn", norm="SN", minibatch=2), model, "SN", 2)
-    assert "over 2 images in pretraining, over 16 over all processes" in line
-
-
-@pytest.mark.parametrize("norm", ["GN", "SN_IN_LN", "BCN", "LN", "IN"])
-def test_norms_without_batch_statistics_do_not_care(norm):
-    recorded = Pretraining("sn", norm=norm, minibatch=32)
-    assert compare(recorded, Detector(backbone(norm)), norm, 1) == []
-
-
-def test_frozen_norms_do_not_care():
-    recorded = Pretraining("torchvision", norm="BN", minibatch=32)
-    body = backbone("BN")
-    assert len(compare(recorded, body, "BN", 1)) == 1
-    for parameter in body.parameters():
-        parameter.requires_grad = False
-    assert compare(recorded, body, "BN", 1) == []
-    assert compare(recorded, backbone("FrozenBN"), "BN", 1) == []
-    assert any(isinstance(m, FrozenBatchNorm2d) for m in backbone("FrozenBN").modules())
-
-
-def test_norms_of_heads_that_were_not_pretrained_do_not_care():
-    recorded = Pretraining("torchvision", norm="BN", minibatch=32)
-    model = nn.ModuleDict({"body": backbone("FrozenBN"), "head": SwitchNorm2d(8)})
-    assert compare(recorded, model, "BN", 2) == []
-
-
-def test_an_evaluation_has_no_minibatch():
-    recorded = Pretraining("sn", norm="SN", minibatch=32)
-    assert compare(recorded, Detector(backbone("SN")), "SN") == []
 
 
 def test_parameters_that_do_not_fit_are_counted_and_named():

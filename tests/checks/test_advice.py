@@ -16,6 +16,7 @@ from torch import nn
 from tests.engine.tiny_run import train_net
 from tests.recipe_models import config, model_without_weights
 from wsbcn_d2 import recipes, standardize_convs
+from wsbcn_d2.checkpoint import WSBCNCheckpointer
 from wsbcn_d2.checks.advice import CHECKS, Advice, give_advice, look_for_advice, report_advice
 from wsbcn_d2.engine import ConfigError, UserError, load_config, read_config
 from wsbcn_d2.modeling import WSConv2d, use_norm
@@ -150,6 +151,22 @@ def test_ratios_that_do_not_start_uniform() -> None:
     assert not look_for_advice(run, model)
     model[0].mean_weight.data[1, 2] = 2
     assert [each.name for each in look_for_advice(run, model)] == ["controls-not-uniform"]
+
+
+@pytest.mark.parametrize(("norm", "frozen", "told"), [("BN", 0, 1), ("BN", 9, 0), ("GN", 0, 0)])
+def test_a_checkpoint_says_the_minibatch_of_its_statistics(
+    tmp_path: Path, norm: str, frozen: int, told: int
+) -> None:
+    cfg = recipes.get_config(QUICK)
+    use_norm(cfg.model, norm)
+    cfg.train.init_checkpoint = str(tmp_path / "pretrained.pth")
+    cfg.model.backbone.bottom_up.freeze_at = frozen
+    model = instantiate(cfg.model)
+    WSBCNCheckpointer(model, str(tmp_path), images_per_process=32).save("pretrained")
+    found = look_for_advice(read_config(cfg, world_size=2), model)
+    reasons = [each.reason for each in found if each.name == "pretraining-minibatch"]
+    assert len(reasons) == told
+    assert all("over 32 images, BN takes them over 1" in reason for reason in reasons)
 
 
 def test_every_check_has_both_and_a_row_in_the_page() -> None:

@@ -53,8 +53,8 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         """As detectron2's.
 
         Args:
-            images_per_process: images that a process sees at a time in the training to come, to be
-                compared with the pretraining's and saved as it; None: neither.
+            images_per_process: images that a process sees at a time in this training, saved for the
+                check of one that starts from it (``pretraining-minibatch``); None saves none.
             config: the run's options by key, saved under ``"config"``; None saves none.
             complete: for an evaluation: refuse checkpoints that lack a parameter of the model, and
                 give the model what a published detector presumes (`take_inference_settings`).
@@ -291,11 +291,11 @@ class WSBCNCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         move_backbone(checkpoint, self.model)
-        lines = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
+        lines = compare_with_checkpoint(checkpoint, self.model)
         pretraining = checkpoint.get("pretraining") or {}
         if lines and self._complete and pretraining.get("boxes"):
             take_inference_settings(pretraining, self.model)
-            left = compare_with_checkpoint(checkpoint, self.model, self._images_per_process)
+            left = compare_with_checkpoint(checkpoint, self.model)
             taken = [line for line in lines if line not in left]
             logger.warning(
                 "The model is evaluated as %s was in its project; taken from there:\n%s",

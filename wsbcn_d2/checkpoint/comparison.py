@@ -20,7 +20,6 @@ from ..norms.switchable_norm import SwitchNorm
 from .norm_kinds import describe_norms, infer_norms, match_names, same_kind
 
 __all__ = [
-    "FAR",
     "compare_parameters",
     "compare_with_checkpoint",
     "describe_minibatch",
@@ -46,8 +45,6 @@ _SETTINGS = {
 }
 # A difference of pixel values that no rounding makes.
 _PIXEL_TOLERANCE = 0.5
-# "Comparable" batch sizes are the paper's word; (8, 32) finetuned with 2 images is its bad example.
-FAR = 4
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -92,9 +89,7 @@ def _settings(model: nn.Module) -> dict[str, list[Any]]:
     return {key: sorted(values) for key, values in found.items()}
 
 
-def compare_with_checkpoint(
-    checkpoint: Mapping[str, Any], model: nn.Module, images_per_process: int | None = None
-) -> list[str]:
+def compare_with_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> list[str]:
     """How the model that the weights were trained in differs from the model that loads them.
 
     Layers are matched by name, a backbone's also inside a detector. BN, SyncBN and FrozenBN count
@@ -105,8 +100,6 @@ def compare_with_checkpoint(
         checkpoint: the state dict under ``"model"``, `describe_model` under ``"norms"``, and what
             `convert_weights` adds of the pretraining under ``"pretraining"``.
         model: the model that is to load the weights.
-        images_per_process: images that a process sees at a time in the training to come, without
-            accumulation; None: not compared, as in an evaluation.
 
     Returns:
         one line for each difference, naming both sides; none where nothing differs.
@@ -117,10 +110,7 @@ def compare_with_checkpoint(
     kinds = record["norms"] if norms else infer_norms(checkpoint["model"])
     lines = _compare_kinds(kinds, ours["norms"])
     lines += _compare_ws(checkpoint["model"], record.get("convs"), ours["convs"])
-    lines += _compare_settings(record, model)
-    if images_per_process is not None and record.get("minibatch"):
-        lines += _compare_minibatch(record, ours["norms"], model, images_per_process)
-    return lines
+    return lines + list(_compare_settings(record, model))
 
 
 def _compare_kinds(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
@@ -195,39 +185,6 @@ def _compare_settings(record: Mapping[str, Any], model: nn.Module) -> Iterator[s
             yield f"{key}: {record[key]!r} in the checkpoint, {now} in the model ({where})"
 
 
-def _compare_minibatch(
-    record: Mapping[str, Any], ours: Mapping[str, str], model: nn.Module, images: int
-) -> Iterator[str]:
-    theirs: Mapping[str, str] = record.get("norms", {})
-    if not any(_statistics(kind) in ("process", "ranks") for kind in theirs.values()):
-        return
-    modules = dict(model.named_modules())
-    # Frozen norms keep the pretraining's statistics.
-    kinds = {
-        ours[name]
-        for name in match_names(theirs, ours).values()
-        if any(parameter.requires_grad for parameter in modules[name].parameters())
-    }
-    before = record["minibatch"]
-    for kind in sorted(kinds):
-        if _statistics(kind) not in ("process", "ranks"):
-            continue
-        synchronized = _statistics(kind) == "ranks"
-        size = images * comm.get_world_size() if synchronized else images
-        pooled = "over all processes" if synchronized else "a process"
-        if max(before, size) > FAR * min(before, size):
-            yield (
-                f"minibatch: statistics over {before} images in pretraining, over {size} {pooled} "
-                f"with the model's {kind}. arXiv:1907.10473, Table XI: the two should be "
-                "comparable; take weights pretrained nearer to it, synchronize (SyncSN), or use a "
-                "norm without batch statistics"
-            )
-
-
-def _statistics(kind: str) -> str:
-    return NORMS[kind].statistics if kind in NORMS else ""
-
-
 def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
     """Images that the batch statistics of a model are taken over in its training.
 
@@ -236,7 +193,7 @@ def describe_minibatch(model: nn.Module, images_per_process: int) -> int:
         images_per_process: images that a process sees at a time.
     """
     kinds = describe_norms(model)["norms"].values()
-    synchronized = any(_statistics(kind) == "ranks" for kind in kinds)
+    synchronized = any(kind in NORMS and NORMS[kind].statistics == "ranks" for kind in kinds)
     return images_per_process * (comm.get_world_size() if synchronized else 1)
 
 
