@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 
 import pytest
 import torch
@@ -177,6 +178,22 @@ def test_a_mean_of_ten_thousand_deviations_costs_few_digits(
             assert (buffer >= 0).all()
             truth = dict(exact.named_buffers())[name]
             assert_close(buffer.double(), truth, rtol=1e-3, atol=1e-6 * std**2)
+
+
+@every_norm
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_plain_operators_and_passes_are_one_function(
+    family: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small maps on a CPU take plain operators, larger ones the passes."""
+    x, dy = tensors(23, (3, C, 5, 4), (3, C, 5, 4))
+    results = []
+    for small in (0, x.numel()):
+        monkeypatch.setattr(sys.modules["wsbcn_d2.norms.normalize"], "_SMALL", small)
+        norm = build(family).double().train(training)
+        y, dx, grads = step(norm, x, dy)
+        results.append({"y": y, "dx": dx, **grads, **dict(norm.named_buffers())})
+    assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @every_norm

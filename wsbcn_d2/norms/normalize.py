@@ -15,6 +15,7 @@ rule runs again there, under autograd.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ Rule = Callable[..., Any]
 
 # Elements of a map on CPU up to which plain operators take less time than the passes, which save
 # memory that is not there to save.
-_SMALL = 8192
+_SMALL = 32768
 
 
 def normalize(
@@ -292,11 +293,18 @@ class _Fused(torch.autograd.Function):
         return dx, None, None, None, *grads
 
 
-class _Known(RunningPool):
-    """What a forward pooled, again."""
+class _Again(RunningPool):
+    """What a forward pooled: of its batch, differentiably; of earlier ones, as it was then."""
 
-    def __init__(self, pooled: list[Tensor]) -> None:
-        self._pooled = pooled
+    def __init__(self, pool: Pool, pooled: list[Tensor]) -> None:
+        self._pool, self._pooled = pool, pooled
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+        if not self._pool.differentiable:
+            return tuple(self._pooled)
+        pool = copy.copy(self._pool)
+        pool.used = None  # type: ignore[attr-defined]
+        return (*pool(mean, var), *self._pooled[2:])
 
     def running(self, dtype: torch.dtype, copy: bool | None = None) -> tuple[Tensor, ...]:
         return tuple(self._pooled)
@@ -305,9 +313,7 @@ class _Known(RunningPool):
 def _differentiable_backward(
     ctx: Any, x: Tensor, statistics: list[Tensor], parameters: tuple[Tensor, ...], dy: Tensor
 ) -> Gradients:
-    pool = ctx.pool
-    if pool is not None and not pool.differentiable:
-        pool = _Known(statistics[2 * ctx.reads_rows :])
+    pool = None if ctx.pool is None else _Again(ctx.pool, statistics[2 * ctx.reads_rows :])
     y = _compose(x, ctx.rule, parameters, pool, ctx.reads_rows)
     inputs = [t for t in (x, *parameters) if t.requires_grad]
     found = iter(

@@ -188,7 +188,6 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cuda":
         return
     monkeypatch.setattr(kernels, "triton_for", lambda device: triton_passes)
-    monkeypatch.setattr(sys.modules["wsbcn_d2.norms.normalize"], "_SMALL", 0)
 
 
 def step(norm: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
