@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .buffers import average_buffers
 
-__all__ = ["BufferAverager", "EvalHook", "MetricWriter", "ModelEMA", "SkippedImages", "is_due"]
+__all__ = ["BufferAverager", "EvalHook", "ModelEMA", "SkippedImages", "is_due"]
 
 
 def is_due(iteration: int, period: int, max_iter: int) -> bool:
@@ -48,22 +48,21 @@ class BufferAverager(HookBase):
 
 
 class SkippedImages(HookBase):
-    """Logs how many bad images all ranks have skipped since they started.
+    """Logs how many bad images all ranks' loaders have skipped since they started.
 
     To be registered before the writers.
 
     Args:
-        count: returns the number of images that this rank has skipped.
         period: iterations between two log lines.
     """
 
-    def __init__(self, count: Callable[[], int], period: int) -> None:
-        self._count = count
+    def __init__(self, period: int) -> None:
         self._period = period
 
     def after_step(self) -> None:
         if is_due(self.trainer.iter, self._period, self.trainer.max_iter):
-            total = sum(comm.all_gather(self._count()))
+            skipped = getattr(self.trainer.data_loader, "skipped", 0)
+            total = sum(comm.all_gather(skipped))
             self.trainer.storage.put_scalar("skipped_images", total, smoothing_hint=False)
 
 
@@ -74,25 +73,6 @@ class EvalHook(hooks.EvalHook):
         if self.trainer.iter < self.trainer.max_iter:
             return
         super().after_train()
-
-
-class MetricWriter(hooks.PeriodicWriter):
-    """detectron2's ``PeriodicWriter`` with its default writers.
-
-    Their files are opened when the training starts, once those of an earlier run are renamed.
-
-    Args:
-        output_dir: folder of metrics.json and of TensorBoard's events.
-        max_iter: number of iterations, from which the remaining time is estimated.
-        period: iterations between two log lines.
-    """
-
-    def __init__(self, output_dir: str, max_iter: int, period: int) -> None:
-        super().__init__([], period)
-        self._output_dir, self._max_iter = output_dir, max_iter
-
-    def before_train(self) -> None:
-        self._writers = default_writers(self._output_dir, self._max_iter)
 
 
 class ModelEMA(HookBase):

@@ -20,6 +20,24 @@ __all__ = ["DataPosition", "RankStates"]
 logger = logging.getLogger(__name__)
 
 
+# What it means for a resumed run that these are not as before.
+_CHANGED = {
+    "seed": "The run began with seed %(before)d and goes on with %(now)d: from here on another "
+    "order of the images, other augmentations and samplings",
+    "total_batch_size": "The run began with %(before)d images a step and goes on with %(now)d, "
+    "from the same image (position %(position)d): iterations, learning rate and schedule now stand "
+    "for another number of images",
+    "images_per_gpu": "The run began with %(before)d image(s) a micro-batch and goes on with "
+    "%(now)d: the same images and augmentations, but other samplings, and other statistics and "
+    "loss normalizers where they are a micro-batch's",
+    "world_size": "The run began on %(before)d process(es) and goes on on %(now)d: the same "
+    "images, augmentations and samplings in each step. No longer exact: the order in which "
+    "floating-point sums over micro-batches are taken, and what each process keeps to itself "
+    "(running statistics, RetinaNet's and FCOS's loss normalizers), which starts from the "
+    "processes' average",
+}
+
+
 class DataPosition(HookBase):
     """Position of a run in its sequence of samples, saved as the state of this hook.
 
@@ -74,35 +92,10 @@ class DataPosition(HookBase):
                     *(start_iter, plan.total),
                 )
             return
-        if self.seed != saved["seed"]:
-            logger.warning(
-                "The run began with seed %d and goes on with %d: from here on another order of "
-                "the images, other augmentations and samplings",
-                *(saved["seed"], self.seed),
-            )
-        if plan.total != saved["total_batch_size"]:
-            logger.warning(
-                "The run began with %d images a step and goes on with %d, from the same image "
-                "(position %d): iterations, learning rate and schedule now stand for another "
-                "number of images",
-                *(saved["total_batch_size"], plan.total, self.position),
-            )
-        if plan.images_per_gpu != saved["images_per_gpu"]:
-            logger.warning(
-                "The run began with %d image(s) a micro-batch and goes on with %d: the same images "
-                "and augmentations, but other samplings, and other statistics and loss normalizers "
-                "where they are a micro-batch's",
-                *(saved["images_per_gpu"], plan.images_per_gpu),
-            )
-        if plan.world_size != saved["world_size"]:
-            logger.warning(
-                "The run began on %d process(es) and goes on on %d: the same images, "
-                "augmentations and samplings in each step. No longer exact: the order in which "
-                "floating-point sums over micro-batches are taken, and what each process keeps to "
-                "itself (running statistics, RetinaNet's and FCOS's loss normalizers), which "
-                "starts from the processes' average",
-                *(saved["world_size"], plan.world_size),
-            )
+        now = self.state_dict()
+        for key, message in _CHANGED.items():
+            if now[key] != saved[key]:
+                logger.warning(message, {**now, "before": saved[key], "now": now[key]})
 
     def check_dataset(self, num_samples: int) -> None:
         """Compare the dataset's size with the checkpoint's."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -25,7 +25,7 @@ from ..config.record import config_changes, describe_changes, flatten_config
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
 from ..norms import prepare_sync_norms
 from .buffers import average_buffers
-from .hooks import BufferAverager, EvalHook, MetricWriter, ModelEMA, SkippedImages, is_due
+from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .norm_hooks import BatchAverage, SparsityRamp
 from .preemption import StopOnSignal, TrainingStopped
 from .ratio_writer import RatioWriter
@@ -166,11 +166,8 @@ class Training:
             StopOnSignal(options.signal_numbers(), self.save),
             # After the checkpoints, which an evaluation that fails does not cost.
             EvalHook(options.eval_period, self.evaluate),
-            self._skipped_images() if options.bad_data.action == "skip" else None,
-            # Last: writes what all of them have logged.
-            MetricWriter(options.output_dir, options.max_iter, options.log_period)
-            if main_process
-            else None,
+            SkippedImages(options.log_period) if options.bad_data.action == "skip" else None,
+            # Last: `run` adds what writes all that they have logged.
         ]
 
     def _batch_average(self) -> BatchAverage:
@@ -178,11 +175,6 @@ class Training:
             return self.config.build_train_loader(self.position.seed, self.position.position)
 
         return BatchAverage(self.model, self.options.batch_average_iters, build_loader)
-
-    def _skipped_images(self) -> SkippedImages:
-        return SkippedImages(
-            lambda: getattr(self.trainer.data_loader, "skipped", 0), self.options.log_period
-        )
 
     def load(self, resume: bool) -> int:
         """Load the last checkpoint, or the weights to start from; returns the first iteration."""
@@ -235,8 +227,13 @@ class Training:
 
     def run(self, start_iter: int) -> None:
         """Run the iterations from ``start_iter`` to ``max_iter``."""
+        options = self.options
+        if comm.is_main_process():
+            # Their files are opened once those of an earlier run are renamed.
+            writers = default_writers(options.output_dir, options.max_iter)
+            self.trainer.register_hooks([hooks.PeriodicWriter(writers, options.log_period)])
         try:
-            self.trainer.train(start_iter, self.options.max_iter)
+            self.trainer.train(start_iter, options.max_iter)
         except TrainingStopped:
             # No rank exits, and has the others ended with it, before all have closed their files.
             comm.synchronize()
