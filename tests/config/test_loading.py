@@ -197,9 +197,3 @@ def test_groups_that_the_processes_cannot_share_are_refused(lazy_file, known_dat
     for fitting in (0, 1, 4, 12, "node"):
         cfg.train.sync_group_size = fitting
         check_config(read_config(cfg, world_size=12), TRAIN)
-    cfg.train.sync_group_size = "machine"
-    with pytest.raises(ConfigError, match=r"train\.sync_group_size \('machine'\).*'node'"):
-        check_config(read_config(cfg, world_size=12), TRAIN)
-    yaml = load_config(resolve_config_file(ZOO), [YAML_SIZE, "2.5"])
-    with pytest.raises(ConfigError, match=r"SYNC_GROUP_SIZE \(2\.5\)"):
-        read_config(yaml)

@@ -47,13 +47,6 @@ def test_one_process_is_a_call():
     assert seen == [True]
 
 
-def test_buffers_of_one_process_are_left_alone():
-    model = nn.BatchNorm1d(2)
-    before = model.running_mean._version
-    assert average_buffers(model) == 0
-    assert model.running_mean._version == before
-
-
 def test_more_processes_than_gpus_says_how_to_use_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"--num-gpus is 3.* 2 GPU.*train\.device=cpu"):

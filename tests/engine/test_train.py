@@ -62,11 +62,7 @@ def test_the_model_stays_out_of_the_config(cfg):
     assert "model" not in cfg.optimizer.params
 
 
-def test_wrong_options_are_named(cfg):
-    cfg.train.amp.dtype = "half"
-    with pytest.raises(ConfigError, match=r"train\.amp\.dtype \('half'\).*'float16' or 'bfloat16'"):
-        read_config(cfg)
-    cfg.train.amp.dtype = "float16"
+def test_parts_that_are_missing_or_too_many_are_named(cfg):
     del cfg["lr_multiplier"]
     with pytest.raises(ConfigError, match="no `lr_multiplier`"):
         read_config(cfg).build_scheduler(types.SimpleNamespace())

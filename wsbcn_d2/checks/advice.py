@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from detectron2.utils import comm
-from omegaconf import OmegaConf
 from torch import nn
 
 from ..checkpoint import describe_norms
@@ -74,19 +73,6 @@ class Setting:
     model: nn.Module
     plan: BatchPlan | None
     norms: dict[str, str]
-
-    def key(self, lazy: str, yaml: str) -> str:
-        """The key in the config's own kind."""
-        return lazy if self.config.lazy else yaml
-
-    def value(self, lazy: str, yaml: str) -> Any:
-        """What the config has there; None where it is not."""
-        if self.config.lazy:
-            return OmegaConf.select(self.config.cfg, lazy)
-        node: Any = self.config.cfg
-        for part in yaml.split("."):
-            node = node.get(part)
-        return node
 
     def kinds_over(self, *statistics: str) -> list[str]:
         """The kinds of the model's norms with such training statistics, as `Norm.statistics`."""

@@ -133,16 +133,15 @@ def _pretraining_minibatch(weights: str) -> int | None:
 
 @check("norm-weight-decay", "warning")
 def _weight_decay(setting: Setting) -> Iterator[Found]:
-    names = setting.trained_norms(*_OURS)
-    params = "optimizer.params"
-    if not names or setting.value(params, "SOLVER") is None:
+    names, find = setting.trained_norms(*_OURS), setting.config.find
+    if not names or find("optimizer.params", "SOLVER")[1] is None:
         return
-    decay = setting.value(f"{params}.weight_decay_norm", "SOLVER.WEIGHT_DECAY_NORM")
+    key, decay = find("optimizer.params.weight_decay_norm", "SOLVER.WEIGHT_DECAY_NORM")
     if decay is None:  # detectron2 takes that of all other parameters
-        decay = setting.value("optimizer.weight_decay", "SOLVER.WEIGHT_DECAY")
+        _, decay = find("optimizer.weight_decay", "SOLVER.WEIGHT_DECAY")
     if decay:
         yield (
-            setting.key(f"{params}.weight_decay_norm", "SOLVER.WEIGHT_DECAY_NORM"),
+            key,
             f"weight decay {decay:g} on the parameters of {len(names)} norms, such as {names[0]}: "
             "it pulls SN's ratios back to uniform, and the published COCO recipes have none there "
             "(docs/traps.md, 7)",
@@ -197,7 +196,7 @@ def _frozen(setting: Setting) -> Iterator[Found]:
         if kinds.get(norm) in setting.kinds_over("process", "ranks", "estimates")
         and any(p.requires_grad for p in norm.parameters())
     ]
-    key = setting.key("model.backbone.bottom_up.freeze_at", "MODEL.BACKBONE.FREEZE_AT")
+    key, _ = setting.config.find("model.backbone.bottom_up.freeze_at", "MODEL.BACKBONE.FREEZE_AT")
     if moving:
         yield (
             key,
@@ -260,7 +259,7 @@ def _shared(setting: Setting) -> Iterator[Found]:
     ]
     if names:
         yield (
-            setting.key("model.head.norm", "MODEL.RETINANET.NORM"),
+            setting.config.find("model.head.norm", "MODEL.RETINANET.NORM")[0],
             f"{len(names)} norms of the head, such as {names[0]} ({setting.norms[names[0]]}), run "
             "on all levels: their running statistics mix the levels', which none has in training "
             "(Y. Wu, J. Johnson, arXiv:2105.07576, Sec. 5)",

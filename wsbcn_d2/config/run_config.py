@@ -108,6 +108,15 @@ class RunConfig:
         """The config's key of an option: ``"ema.decay"`` → ``"train.ema.decay"``."""
         return self.option_keys.get(option, f"train.{option}")
 
+    def find(self, lazy: str, yaml: str) -> tuple[str, Any]:
+        """The key in the config's own kind, and its value; None where the config has none.
+
+        Args:
+            lazy: key in lazy configs.
+            yaml: key in yaml configs.
+        """
+        return lazy, OmegaConf.select(self.cfg, lazy)
+
     def override(self, option: str, value: Any) -> list[str]:
         """Command-line words that set an option.
 

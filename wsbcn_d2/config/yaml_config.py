@@ -41,21 +41,13 @@ YAML_KEYS = {
     "cudnn_benchmark": "CUDNN_BENCHMARK",
     "sync_group_size": "MODEL.WSBCN.SYNC_GROUP_SIZE",
 }
-# and those that `_add_engine_config` adds.
-_ADDED_KEYS = {
-    "images_per_gpu": "SOLVER.IMAGES_PER_GPU",
-    "scale_lr.enabled": "SOLVER.SCALE_LR.ENABLED",
-    "scale_lr.reference_batch_size": "SOLVER.SCALE_LR.REFERENCE_BATCH_SIZE",
-    "correct_momentum": "SOLVER.CORRECT_MOMENTUM",
-    "exact_resume": "SOLVER.EXACT_RESUME",
-    "resume.new_hyperparameters": "SOLVER.RESUME.NEW_HYPERPARAMETERS",
-    "resume.other_model": "SOLVER.RESUME.OTHER_MODEL",
-    "ssn_full_at": "SOLVER.SSN_FULL_AT",
-    "batch_average_iters": "SOLVER.BATCH_AVERAGE_ITERS",
-    "stop_signals": "SOLVER.STOP_SIGNALS",
-    "silence": "SOLVER.SILENCE",
-    "ema.enabled": "SOLVER.EMA.ENABLED",
-    "ema.decay": "SOLVER.EMA.DECAY",
+# and those that `_add_engine_config` adds, such as SOLVER.SCALE_LR.ENABLED.
+_ADDED = (
+    *("images_per_gpu", "scale_lr.enabled", "scale_lr.reference_batch_size", "correct_momentum"),
+    *("exact_resume", "resume.new_hyperparameters", "resume.other_model", "ssn_full_at"),
+    *("batch_average_iters", "stop_signals", "silence", "ema.enabled", "ema.decay"),
+)
+_ADDED_KEYS = {key: f"SOLVER.{key.upper()}" for key in _ADDED} | {
     "bad_data.action": "DATALOADER.BAD_DATA.ACTION",
     "bad_data.max_share": "DATALOADER.BAD_DATA.MAX_SHARE",
 }
@@ -150,6 +142,9 @@ class YamlRunConfig(RunConfig):
         # None as yacs lets it be replaced by a number and by "node".
         values.sync_group_size = values.sync_group_size or 0
         return OmegaConf.to_container(values)
+
+    def find(self, lazy: str, yaml: str) -> tuple[str, Any]:
+        return yaml, reduce(lambda node, name: node.get(name), yaml.split("."), self.cfg)
 
     def override(self, option: str, value: Any) -> list[str]:
         return [self.key(option), str(value)]

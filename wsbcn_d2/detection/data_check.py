@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from ..config.targets import locate_target
 from ..data.check import check_dataset
 from ..data.findings import Needs, Report
 from ..errors import ConfigError, UserError
@@ -127,8 +127,9 @@ def _lazy_needs(cfg: DictConfig, split: str) -> Needs:
 
 def _check_lazy_mapper(mapper: Any, needs: Needs) -> str | None:
     """The mapper's mask format, where it is detectron2's."""
-    target = mapper.get("_target_") if isinstance(mapper, DictConfig) else None
-    if target is None or (locate(target) if isinstance(target, str) else target) != DatasetMapper:
+    if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
+        return None
+    if locate_target(mapper) != DatasetMapper:
         return None
     for needed, option, head in (
         (needs.masks, "use_instance_mask", "mask_head"),

@@ -16,7 +16,6 @@ from detectron2.data import (
 from detectron2.data import transforms as T
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
-from omegaconf import OmegaConf
 from PIL import Image
 from torch.optim import Optimizer
 
@@ -61,12 +60,9 @@ class SemanticSegmentation(Task):
         Raises:
             UserError: they differ, or a file is not there; with the file.
         """
-        if config.lazy:
-            key = "model.sem_seg_head.num_classes"
-            num_classes = OmegaConf.select(config.cfg, key)
-        else:
-            key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-            num_classes = config.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        key, num_classes = config.find(
+            "model.sem_seg_head.num_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )
         for split in splits:
             for name in config.dataset_names(split):
                 classes = MetadataCatalog.get(name).stuff_classes
