@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checkpoint import CATALOG
 from ..checkpoint.reading import CheckpointError, read_checkpoint
+from ..config.run_config import BATCH_KEYS
 from ..modeling.norm_registry import NORMS
 from ..modeling.resnetv2 import BiTConv2d
 from ..modeling.weight_standardization import norm_of_convs
@@ -220,7 +221,7 @@ def _learning_rate(setting: Setting) -> Iterator[Found]:
         return
     key = setting.config.key
     yield (
-        setting.config.batch_key,
+        setting.config.find(*BATCH_KEYS)[0],
         f"{plan.total} images a step, and the learning rate is for {scale.reference_batch_size} "
         "(the linear rule, arXiv:1706.02677, Sec. 2.1)",
         f"{key('scale_lr.enabled')}, which scales rate and warm-up; or, where the rate is for "

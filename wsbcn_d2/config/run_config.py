@@ -39,12 +39,14 @@ from .targets import (
 )
 from .task import Task
 
-__all__ = ["Mapper", "Results", "RunConfig", "without_values"]
+__all__ = ["BATCH_KEYS", "Mapper", "Results", "RunConfig", "without_values"]
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+# Images in an optimizer step, in lazy and in yaml configs.
+BATCH_KEYS = ("dataloader.train.total_batch_size", "SOLVER.IMS_PER_BATCH")
 
 
 class RunConfig:
@@ -75,7 +77,6 @@ class RunConfig:
     # Names of the keys in messages; those of options that are not listed start with ``train.``.
     option_keys: Mapping[str, str] = {}
     train_key = "dataloader.train"
-    batch_key = "dataloader.train.total_batch_size"
     test_key = "dataloader.{train,test}.dataset.names=…"
 
     def __init__(self, cfg: Any, task: Task, world_size: int, opts: Sequence[str] = ()) -> None:
@@ -135,23 +136,21 @@ class RunConfig:
         Raises:
             ConfigError: they cannot share it equally.
         """
-        total, images_per_gpu = self._total_batch_size(), self.options.images_per_gpu
-        names = (self.batch_key, self.key("images_per_gpu"))
+        batch_key, total = self.find(*BATCH_KEYS)
+        images_per_gpu = self.options.images_per_gpu
+        names = (batch_key, self.key("images_per_gpu"))
         if total is not None:
             return plan_batch(total, images_per_gpu, self.world_size, names)
         if images_per_gpu:
             raise ConfigError(f"{names[1]} ({images_per_gpu}) needs a {names[0]}, which is missing")
         return None
 
-    def _total_batch_size(self) -> int | None:
-        return OmegaConf.select(self.cfg, self.batch_key)
-
     def count_epochs(self) -> None:
         """Set ``max_iter`` from ``train.epochs`` and the size of the training data.
 
         Errors of loading the data are left to the checks.
         """
-        total, epochs = self._total_batch_size(), self.options.epochs
+        epochs, (_, total) = self.options.epochs, self.find(*BATCH_KEYS)
         if not epochs or total is None:
             return
         try:

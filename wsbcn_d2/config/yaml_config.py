@@ -116,7 +116,6 @@ class YamlRunConfig(RunConfig):
     lazy = False
     option_keys = YAML_KEYS
     train_key = "DATALOADER"
-    batch_key = "SOLVER.IMS_PER_BATCH"
     test_key = "DATASETS.TRAIN, TEST"
 
     def __init__(self, cfg: CfgNode, task: Task, world_size: int, opts: Sequence[str] = ()) -> None:
@@ -148,12 +147,6 @@ class YamlRunConfig(RunConfig):
 
     def override(self, option: str, value: Any) -> list[str]:
         return [self.key(option), str(value)]
-
-    def _total_batch_size(self) -> int | None:
-        return self.cfg.SOLVER.IMS_PER_BATCH
-
-    def count_epochs(self) -> None:
-        """Do nothing: yaml configs have no number of epochs."""
 
     def dataset_names(self, split: str) -> list[str]:
         return list(self.cfg.DATASETS.TRAIN if split == "train" else self.cfg.DATASETS.TEST)
