@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -10,10 +11,7 @@ from detectron2.layers import Conv2d
 from torch import nn
 
 import wsbcn_d2
-from wsbcn_d2.checkpoint import (
-    CheckpointError,
-    WSBCNCheckpointer,
-)
+from wsbcn_d2.checkpoint import CheckpointError, WSBCNCheckpointer
 
 
 def gn_model(ws=False):
@@ -42,6 +40,20 @@ def test_a_round_trip_restores_everything_without_a_warning(tmp_path, warnings):
     assert rest["iteration"] == 3
     assert torch.equal(other[0].weight, model[0].weight)
     assert warnings == []
+
+
+def test_a_resume_reads_its_checkpoint_once(tmp_path, monkeypatch):
+    checkpointer = WSBCNCheckpointer(gn_model(), str(tmp_path))
+    checkpointer.save("model_0000003")
+    read = []
+    module = sys.modules["wsbcn_d2.checkpoint.checkpointer"]
+    monkeypatch.setattr(
+        module, "read_checkpoint", lambda path: read.append(path) or torch.load(path)
+    )
+    checkpointer.resume_or_load("", resume=True)
+    assert read == [str(tmp_path / "model_0000003.pth")]
+    checkpointer.load(read[0])
+    assert len(read) == 2
 
 
 def test_gn_weights_in_a_ws_model_warn_loudly_and_name_both(tmp_path, warnings):

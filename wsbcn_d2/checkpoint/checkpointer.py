@@ -65,6 +65,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         self._config = config
         self._complete = complete
         self._resumed = ""
+        self._found: tuple[str, Any] = ("", {})
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``<name>.pth``.
@@ -169,7 +170,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
     def _find_unreadable(self, path: str) -> str:
         # What is not in a checksum, such as the sizes in the archive's directory.
         try:
-            self._torch_load(path)
+            self._found = path, self._torch_load(path)  # for `load`, which most often follows
         except Exception as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
         return ""
@@ -194,13 +195,10 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _remove_leftovers(self) -> None:
-        if not os.path.isdir(self.save_dir):
-            return
-        for name in os.listdir(self.save_dir):
-            if name == "last_checkpoint.tmp" or name.endswith(".pth.tmp"):
-                path = Path(self.save_dir, name)
-                logger.warning("Removing %s, left by a run that was killed while saving", path)
-                path.unlink(missing_ok=True)
+        folder = Path(self.save_dir)
+        for path in [*folder.glob("*.pth.tmp"), *folder.glob("last_checkpoint.tmp")]:
+            logger.warning("Removing %s, left by a run that was killed while saving", path)
+            path.unlink(missing_ok=True)
 
     def periodic_checkpoints(self) -> list[str]:
         """Files of the numbered checkpoints in the folder, the oldest first.
@@ -284,7 +282,9 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        content = read_checkpoint(filename)
+        (path, content), self._found = self._found, ("", {})
+        if path != filename:
+            content = read_checkpoint(filename)
         if not isinstance(content, dict):
             raise CheckpointError(f"{filename} has no state dict, but a {type(content).__name__}")
         return content
