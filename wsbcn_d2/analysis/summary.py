@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 if TYPE_CHECKING:
-    from ..config import Results, RunConfig
+    from ..config import RunConfig
 
 __all__ = ["results_table", "summarize", "task_metrics"]
 
@@ -21,13 +21,15 @@ logger = logging.getLogger(__name__)
 Row = tuple[str, dict[str, float]]
 
 
-def summarize(config: RunConfig, model: nn.Module, results: Results, checkpoint: str) -> None:
+def summarize(
+    config: RunConfig, model: nn.Module, results: Mapping[str, Any], checkpoint: str
+) -> None:
     """Draw the pictures, then log the table of results and the files. Called on rank 0.
 
     Args:
         config: of the run.
         model: the evaluated one.
-        results: as `RunConfig.evaluate` returns them.
+        results: as `wsbcn_d2.engine.evaluate` returns them.
         checkpoint: path of the model's checkpoint.
     """
     # Imported here: matplotlib takes a second, which nothing else waits for.
@@ -49,7 +51,7 @@ def summarize(config: RunConfig, model: nn.Module, results: Results, checkpoint:
     logger.info("%s\n%s", results_table(rows, names), _list_files(folder, checkpoint))
 
 
-def task_metrics(results: Results) -> list[Row]:
+def task_metrics(results: Mapping[str, Any]) -> list[Row]:
     """The name of each task (of each dataset, with several) and its metrics."""
     rows: list[Row] = []
     for name, value in results.items():

@@ -11,14 +11,13 @@ from .. import known_warnings  # noqa: F401  before detectron2
 from .batch import BatchPlan
 from .loading import load_config, read_config, resolve_config_file
 from .options import Config, Options
-from .run_config import Results, RunConfig
+from .run_config import RunConfig
 from .task import Task
 
 __all__ = [
     "BatchPlan",
     "Config",
     "Options",
-    "Results",
     "RunConfig",
     "Task",
     "load_config",

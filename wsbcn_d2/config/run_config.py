@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,13 +17,11 @@ import torch
 import torch.utils.data as torchdata
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.utils import comm
+from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..data.evaluation_loader import name_bad_images
 from ..data.train_loader import TrainLoader, build_train_loader
 from ..errors import ConfigError
 from .batch import BatchPlan, plan_batch
@@ -39,11 +36,10 @@ from .targets import (
 )
 from .task import Task
 
-__all__ = ["BATCH_KEYS", "Mapper", "Results", "RunConfig", "without_values"]
+__all__ = ["BATCH_KEYS", "Mapper", "RunConfig", "without_values"]
 
 logger = logging.getLogger(__name__)
 
-Results = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 # Images in an optimizer step, in lazy and in yaml configs.
 BATCH_KEYS = ("dataloader.train.total_batch_size", "SOLVER.IMS_PER_BATCH")
@@ -318,25 +314,6 @@ class RunConfig:
         if not names or "mapper" not in tests[0]:
             return None
         return names[0], build(tests[0].mapper, "dataloader.test.mapper")
-
-    def evaluate(self, model: nn.Module) -> Results:
-        """Evaluate a model (not wrapped) on every test set. All ranks must call it.
-
-        Returns:
-            task → metric → value on rank 0 (dataset → task → … with several test sets), and an
-            empty dict elsewhere.
-        """
-        results: Results = OrderedDict()
-        for name, loader, evaluator in self.evaluations():
-            name_bad_images(loader)
-            result = inference_on_dataset(model, loader, evaluator)
-            if comm.is_main_process():
-                logger.info("Evaluation results for %s in csv format:", name)
-                print_csv_format(result)
-                results[name] = result
-        if len(results) == 1:
-            return next(iter(results.values()))
-        return results
 
 
 def without_values(device: str | None) -> AbstractContextManager[Any]:

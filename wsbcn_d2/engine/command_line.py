@@ -18,9 +18,9 @@ from detectron2.utils.logger import setup_logger
 from .. import __version__
 from ..checkpoint.files import disk_error, root_os_error
 from ..checks import check_config, report_advice
-from ..config import Results, RunConfig, Task, load_config, read_config, resolve_config_file
+from ..config import RunConfig, Task, load_config, read_config, resolve_config_file
 from ..errors import UserError, exit_with_message
-from .evaluation import evaluate
+from .evaluation import Results, evaluate
 from .launch import end_process, is_consequence, launch, planned_world_size, under_torchrun
 from .preemption import forward_signals
 from .train import train

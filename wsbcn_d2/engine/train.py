@@ -19,12 +19,13 @@ from torch import nn
 from ..analysis.summary import summarize
 from ..checkpoint import WSBCNCheckpointer
 from ..checks import give_advice
-from ..config import BatchPlan, Results, RunConfig
+from ..config import BatchPlan, RunConfig
 from ..config.batch import correct_momentum, scale_learning_rate
 from ..config.record import config_changes, describe_changes, flatten_config
 from ..data.train_loader import BadDataError, TrainLoader, WorkerError
 from ..norms import prepare_sync_norms
 from .buffers import average_buffers
+from .evaluation import Results, evaluate_model
 from .hooks import BufferAverager, EvalHook, ModelEMA, SkippedImages, is_due
 from .norm_hooks import BatchAverage, SparsityRamp
 from .preemption import StopOnSignal, TrainingStopped
@@ -46,7 +47,7 @@ def train(config: RunConfig, resume: bool) -> Results:
         resume: go on from the last checkpoint in the output folder, if there is one.
 
     Returns:
-        the last evaluation's results, as `RunConfig.evaluate`.
+        the last evaluation's results, as `evaluate_model`.
 
     Raises:
         NonFiniteLossError: a loss is not finite, as `Trainer.check_losses`.
@@ -251,7 +252,7 @@ class Training:
         model = self.evaluated
         if self.batch_average is not None and self.ema is None:
             model = self.batch_average.for_evaluation()
-        self.results = self.config.evaluate(model)
+        self.results = evaluate_model(self.config, model)
         return self.results
 
     def save(self) -> str:
