@@ -90,9 +90,14 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key):
         assert "\n" not in message
 
 
+@pytest.fixture(scope="module")
+def yaml():
+    return load_config(resolve_config_file(ZOO))
+
+
 @pytest.mark.parametrize("key", YAML_KEYS)
-def test_yaml_configs_have_the_same_rules_under_their_own_keys(key):
-    cfg = load_config(resolve_config_file(ZOO))
+def test_yaml_configs_have_the_same_rules_under_their_own_keys(key, yaml):
+    cfg = yaml.clone()
     *parents, name = YAML_KEYS[key].split(".")
     node = cfg
     for parent in parents:

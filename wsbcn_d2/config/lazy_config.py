@@ -10,7 +10,8 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, did_you_mean
-from ..recipes import config_root, get_config
+from ..recipes import config_root
+from .options import default_options
 from .task import Task
 
 __all__ = ["load_lazy_config"]
@@ -32,8 +33,7 @@ def load_lazy_config(path: str, opts: list[str], task: Task, dataset: str | None
     if "model" not in cfg:
         raise ConfigError(f"{path}: no `model`; found: {', '.join(map(str, cfg)) or 'nothing'}")
     # A config written for detectron2's own script lacks the options that only this project has.
-    defaults = get_config("common/train").train
-    cfg.train = OmegaConf.merge(defaults, cfg.get("train", {}))
+    cfg.train = OmegaConf.merge(default_options(), cfg.get("train", {}))
     for opt in opts:
         if "=" not in opt:
             raise ConfigError(

@@ -64,7 +64,7 @@ def _configs_in(folder: Path, pattern: str) -> list[Path]:
 def load_config(
     path: str, opts: Sequence[str] = (), task: Task | None = None, *, dataset: str | None = ""
 ) -> Config:
-    """Load a config and apply overrides.
+    """Load a config and apply overrides; registers this project's norm names.
 
     Args:
         path: a ``.py`` or ``.yaml`` file. A yaml with ``_target_`` keys (what a lazy run saves as
@@ -80,6 +80,7 @@ def load_config(
     for opt in opts:
         if opt.startswith("--"):
             raise ConfigError(f"{opt} stands behind the overrides; put it before them")
+    register_norms()
     with open(path, encoding="utf-8") as file:
         lazy = path.endswith(".py") or re.search(r"\b_target_\s*:", file.read()) is not None
     if lazy:

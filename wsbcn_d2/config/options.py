@@ -2,6 +2,7 @@
 
 # Without "from __future__ import annotations": the annotations hold the rules, and are evaluated.
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -17,8 +18,9 @@ from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, did_you_mean
+from ..recipes import get_config
 
-__all__ = ["Config", "Options", "read_options"]
+__all__ = ["Config", "Options", "default_options", "read_options"]
 
 Config: TypeAlias = "CfgNode | DictConfig"
 
@@ -222,6 +224,12 @@ class Options:
     def signal_numbers(self) -> list[int]:
         """The numbers of ``stop_signals``."""
         return [int(signal.Signals[name]) for name in self.stop_signals]
+
+
+@functools.cache
+def default_options() -> DictConfig:
+    """The defaults of `Options`, which are not to be changed: the file is read once."""
+    return get_config("common/train").train
 
 
 def read_options(values: Any, names: Mapping[str, str] = MappingProxyType({})) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..errors import ConfigError, did_you_mean
 from ..modeling import add_wsbcn_config
-from ..recipes import get_config
+from .options import default_options
 from .run_config import Mapper, RunConfig, without_values
 from .targets import explain_building, explain_optimizer
 from .task import Task
@@ -56,9 +57,8 @@ YAML_KEYS |= _ADDED_KEYS
 
 def _add_engine_config(cfg: CfgNode) -> None:
     """Add the options that detectron2's yaml configs lack, with the defaults of lazy configs."""
-    defaults = get_config("common/train").train
     for key, yaml_key in _ADDED_KEYS.items():
-        value = OmegaConf.select(defaults, key)
+        value = OmegaConf.select(default_options(), key)
         *parents, name = yaml_key.split(".")
         node = cfg
         for parent in parents:
@@ -132,7 +132,7 @@ class YamlRunConfig(RunConfig):
                 logger.warning("%s.ENABLED is set, but train_net.py does not do that", key)
 
     def _option_values(self) -> Any:
-        values = get_config("common/train").train
+        values = copy.deepcopy(default_options())
         # detectron2's yaml configs keep every checkpoint.
         values.checkpointer.max_to_keep = None
         for key, yaml_key in YAML_KEYS.items():
