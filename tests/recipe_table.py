@@ -152,6 +152,15 @@ scratch/mask_rcnn_r50_fpn_gn_3x                   | 53 GN           | 8 GN      
 scratch/mask_rcnn_r50_fpn_sn_g2_3x                | 53 SN           | 8 SN       | 4 SN        | 4 SN       |
 scratch/mask_rcnn_r50_fpn_syncbn_3x               | 53 SyncBN       | 8 SyncBN   | 4 SyncBN    | 4 SyncBN   |
 scratch/mask_rcnn_r50_fpn_syncbn_100ep_lsj        | 53 SyncBN       | 8 SyncBN   | 4 SyncBN    | 4 SyncBN   |
+finetune/mask_rcnn_r50_fpn_ws_gn_20_23_24e_mmdet1 | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+finetune/mask_rcnn_r101_fpn_ws_gn_20_23_24e_mmdet1 | 104 GN+WS       | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+finetune/mask_rcnn_x50_32x4d_fpn_ws_gn_20_23_24e_mmdet1 | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+finetune/mask_rcnn_x101_32x4d_fpn_ws_gn_20_23_24e_mmdet1 | 104 GN+WS       | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+finetune/mask_rcnn_r101_fpn_gn_gn_2x              | 104 GN          | 8 GN       | 4 GN        | 4 GN       |
+finetune/mask_rcnn_r50_fpn_gn_gn_3x               | 53 GN           | 8 GN       | 4 GN        | 4 GN       |
+finetune/mask_rcnn_r101_fpn_gn_gn_3x              | 104 GN          | 8 GN       | 4 GN        | 4 GN       |
+scratch/mask_rcnn_r50_fpn_gn_gn_3x                | 53 GN           | 8 GN       | 4 GN        | 4 GN       |
+scratch/mask_rcnn_r101_fpn_gn_gn_3x               | 104 GN          | 8 GN       | 4 GN        | 4 GN       |
 quick/mask_rcnn_r18_fpn_bn                        | 15 BN           | 6 BN       | 2 BN        | 2 BN       |
 quick/mask_rcnn_r18_fpn_gn                        | 15 GN           | 6 GN       | 2 GN        | 2 GN       |
 quick/mask_rcnn_r18_fpn_sn                        | 15 SN           | 6 SN       | 2 SN        | 2 SN       |
@@ -186,6 +195,8 @@ finetune/mask_rcnn_(r101|x101_32x4d)_.*_24e_jhu        | maskrcnn-benchmark   | 
 finetune/faster_rcnn_.*_fpn_(sn|syncsn|sn_in_ln|gn_gn|gn_sn)_1x | Detectron   | 90000      | 60000, 80000     | 0.02  | 16     | 800         | 1333      | 3            | 4conv1fc | 3x3 | padded
 finetune/faster_rcnn_r50_fpn_ssn_1x                    | Detectron            | 90000      | 60000, 80000     | 0.02  | 16     | 800         | 1333      | 3            | 4conv1fc | 3x3 | ceil
 finetune/mask_rcnn_.*_fpn_(sn|syncsn|gn_gn|gn_sn)_2x   | Detectron            | 180000     | 120000, 160000   | 0.02  | 16     | 800         | 1333      | 3            | 4conv1fc | 3x3 | padded
+finetune/mask_rcnn_.*_fpn_gn_gn_3x                     | Detectron            | 270000     | 210000, 250000   | 0.02  | 16     | 800         | 1333      | 3            | 4conv1fc | 3x3 | padded
+scratch/mask_rcnn_.*_fpn_gn_gn_3x                      | Detectron            | 270000     | 210000, 250000   | 0.02  | 16     | 800         | 1333      | 1            | 4conv1fc | 3x3 | padded
 finetune/faster_rcnn_r50_fpn_frozenbn_none_1x          | Detectron            | 90000      | 60000, 80000     | 0.02  | 16     | 800         | 1333      | 3            | 2fc      | 1x1 | padded
 finetune/faster_rcnn_r50_fpn_frozenbn_(gn|sn)_1x       | Detectron            | 90000      | 60000, 80000     | 0.02  | 16     | 800         | 1333      | 3            | 4conv1fc | 1x1 | padded
 finetune/mask_rcnn_r50_fpn_frozenbn_none_2x            | Detectron            | 180000     | 120000, 160000   | 0.02  | 16     | 800         | 1333      | 3            | 2fc      | 1x1 | padded
@@ -208,24 +219,24 @@ scratch/mask_rcnn_r50_fpn_.*_100ep_lsj                 | detectron2, LSJ      | 
 """  # noqa: E501
 
 # Protocols, from the sources' configs. "betas" of the smooth L1 losses of RPN and boxes, 0 for L1.
-# Pooling: kind and samples. Proposals an image in training; whether anchors across the border
-# train. Weight decay of norms' weights, biases and all else; the biases' rate; the warm-up's steps
-# and start.
+# Pooling: kind and samples. Proposals an image in training and in testing; whether anchors across
+# the border train. Weight decay of norms' weights, biases and all else; the biases' rate; the
+# warm-up's steps and start.
 PROTOCOLS = """
 protocol                 | betas    | pooling      | proposals | border | norm decay | bias decay | decay | bias rate | warm-up    | clip
-Detectron                | 1/9, 1   | ROIAlign 2   | 1000      | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
-maskrcnn-benchmark       | 1/9, 1   | ROIAlign 2   | 1000      | yes    | 1e-4       | 0          | 1e-4  | 2         | 500 1/3    | -
-SwitchNorm_Detection     | 1/9, 1   | ROIAlign 2   | 1000      | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
-SwitchNorm_Detection, C4 | 1/9, 1   | ROIAlign 0   | 2000      | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
-faster-rcnn.pytorch      | 1/9, 1   | crop         | 2000      | no     | 0          | 0          | 1e-4  | 1         | -          | -
-mmdetection 1            | 1/9, 1   | ROIAlign 2   | 2000      | no     | 1e-4       | 1e-4       | 1e-4  | 1         | 500 1/3    | 35
-mmdetection              | 0, 0     | ROIAlignV2 0 | 1000      | yes    | 1e-4       | 1e-4       | 1e-4  | 1         | 500 0.001  | -
-mmdetection, scratch     | 0, 0     | ROIAlignV2 0 | 1000      | yes    | 0          | 1e-4       | 1e-4  | 1         | 500 0.1    | -
-detectron2               | 0, 0     | ROIAlignV2 0 | 1000      | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
-detectron2, cascade      | 0, 0     | ROIAlignV2 0 | 2000      | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
-detectron2, keypoints    | 0, 0.5   | ROIAlignV2 0 | 1500      | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
+Detectron                | 1/9, 1   | ROIAlign 2   | 1000 1000 | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
+maskrcnn-benchmark       | 1/9, 1   | ROIAlign 2   | 1000 1000 | yes    | 1e-4       | 0          | 1e-4  | 2         | 500 1/3    | -
+SwitchNorm_Detection     | 1/9, 1   | ROIAlign 2   | 1000 1000 | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
+SwitchNorm_Detection, C4 | 1/9, 1   | ROIAlign 0   | 2000 1000 | yes    | 0          | 0          | 1e-4  | 2         | 500 1/3    | -
+faster-rcnn.pytorch      | 1/9, 1   | crop         | 2000 300  | no     | 0          | 0          | 1e-4  | 1         | -          | -
+mmdetection 1            | 1/9, 1   | ROIAlign 2   | 2000 2000 | no     | 1e-4       | 1e-4       | 1e-4  | 1         | 500 1/3    | 35
+mmdetection              | 0, 0     | ROIAlignV2 0 | 1000 1000 | yes    | 1e-4       | 1e-4       | 1e-4  | 1         | 500 0.001  | -
+mmdetection, scratch     | 0, 0     | ROIAlignV2 0 | 1000 1000 | yes    | 0          | 1e-4       | 1e-4  | 1         | 500 0.1    | -
+detectron2               | 0, 0     | ROIAlignV2 0 | 1000 1000 | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
+detectron2, cascade      | 0, 0     | ROIAlignV2 0 | 2000 1000 | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
+detectron2, keypoints    | 0, 0.5   | ROIAlignV2 0 | 1500 1000 | yes    | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
 detectron2, one stage    | -        | -            | -         | -      | 0          | 1e-4       | 1e-4  | 1         | 1000 0.001 | -
-detectron2, LSJ          | 0, 0     | ROIAlignV2 0 | 1000      | yes    | 0          | 4e-5       | 4e-5  | 1         | 500 0.067  | -
+detectron2, LSJ          | 0, 0     | ROIAlignV2 0 | 1000 1000 | yes    | 0          | 4e-5       | 4e-5  | 1         | 500 0.067  | -
 """  # noqa: E501
 
 # What a recipe starts from, by a pattern of its name with the depth taken out; each matches one.
@@ -255,7 +266,7 @@ SOURCES = {
     ("mmdetection-gn", "Mask R-CNN"): "mmdetection",
     ("mmdetection-scratch", "scratch"): "mmdetection, scratch",
     ("mmdetection-521", "pull request 521"): "mmdetection 1",
-    ("mmdetection-1", "Mask R-CNN, GN, 20-23-24e"): "mmdetection 1",
+    ("mmdetection-1", "Mask R-CNN, 20-23-24e"): "mmdetection 1",
     ("ws-release", "COCO"): "maskrcnn-benchmark",
     ("sn-paper", "Table IV"): "faster-rcnn.pytorch",
     ("sn-paper", "Table V"): "Detectron",

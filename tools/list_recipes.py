@@ -21,7 +21,7 @@ from wsbcn_d2.checkpoint.norm_kinds import describe_norms
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "docs" / "recipes.md"
-# What a recipe does not say itself: published results, our own, and counted costs.
+# What a recipe does not say itself: published results, our own, counted costs, and the book's text.
 DATA = ROOT / "docs" / "recipes"
 HEIGHT, WIDTH = 800, 1333
 
@@ -36,57 +36,6 @@ examples:
 
   the same after a change of a model: count parameters and GFLOPs again (a few minutes)
     $ python tools/list_recipes.py --count --write
-"""
-
-PREAMBLE = """\
-<!-- Written by tools/list_recipes.py; change recipes or docs/recipes/*.json, then run it. -->
-# The recipes
-
-Train one with `python train_net.py --config-file configs/NAME.py --num-gpus 8`, or load it with
-`wsbcn_d2.get_config("NAME")`, where NAME is as in the tables. A name with a typing error gets the
-nearest ones suggested.
-
-- **Norms**: of the backbone / of FPN and the heads (one, where they are equal). `+WS`: every
-  convolution that such a norm follows is weight-standardized.
-- **Images a step** are the recipe's, over all processes, and belong to its learning rate and
-  iterations. In brackets: GPUs × images per GPU of the published result. How many images a process
-  takes at once is a separate choice, `train.images_per_gpu`: 1 or 2, say, whatever the number of
-  GPUs; the rest of a step is accumulated. It changes memory and speed, and the minibatch of norms
-  with a batch statistic of their own (`BN`, `SN`), but not the optimization. With another total,
-  `dataloader.train.total_batch_size`, comes `train.scale_lr.enabled=True`, and another
-  `train.max_iter`.
-- **Protocol**: whose training a recipe repeats, to the losses, pooling, decay and warm-up:
-  [configs/common/protocols](../configs/common/protocols) has one file for each, which also says
-  what it does not repeat. GN beside GN+WS, or SN beside GN, is a comparison where the protocol is
-  one; detectron2's own gives more than Detectron's by itself.
-- **Schedule**: iterations; the learning rate drops tenfold at those in brackets. `1x` and `2x` are
-  Detectron's in rows of the SN paper, mmdetection's (12 and 24 epochs) in rows with GN+WS and in
-  their GN and BCN+WS counterparts. `_mmdet1`: mmdetection before its version 2. `_jhu`: the release
-  of Weight Standardization.
-- **GFLOPs** are multiply-adds in convolutions and linear layers for one image of 800 × 1333, with
-  the recipe's number of proposals in the box head and 100 detections in mask and keypoint heads.
-- **Published AP** (box / mask, COCO val2017) is what its source reports, a target and not a result
-  of this project. **Ours** is what was run with this code; "not run" where it was not.
-
-Weights to start from: a finetuning recipe names those that it is made for in `train.pretrained`,
-and takes what `train.init_checkpoint` says: a file, or for example
-`train.init_checkpoint=wsbcn://resnet50_gn_ws`. Without, it trains from random weights, and warns. A
-model with WS needs weights trained with WS: others load, and are other features.
-"""
-
-OTHER_TASKS = """
-Not COCO detection, and so not here: the SN paper's Tables II (ImageNet), whose recipes are in
-`projects/classification`, VII and VIII (ADE20K, Cityscapes), in `projects/semantic_segmentation`,
-III (ImageNet), IX (MegaFace) and X (Kinetics). The WS and BCN paper's own table (Mask R-CNN R-50
-and R-101 with GN, GN+WS and BCN+WS, 20-23-24e) has its recipes, `finetune/mask_rcnn_*_20_23_24e`;
-its numbers were not in the documents at hand, so that no target is shown for BCN+WS.
-"""
-
-COSTS = """
-Mem: GB a GPU in training, and frames a second in testing, as mmdetection and detectron2 report them
-on their V100s, Detectron on P100s. mmdetection says of its table that "GN+WS requires about 5% more
-memory than GN, and it is only 5% slower than GN". What this project's norms cost is measured in
-[performance.md](performance.md).
 """
 
 
@@ -267,6 +216,9 @@ def published_details(rows: list[dict[str, Any]], sources: dict[str, Any]) -> st
         "APl": ("box", "APl"),
         "mask AP50": ("mask", "AP50"),
         "mask AP75": ("mask", "AP75"),
+        "mask APs": ("mask", "APs"),
+        "mask APm": ("mask", "APm"),
+        "mask APl": ("mask", "APl"),
     }
     lines = []
     for row in rows:
@@ -320,17 +272,20 @@ def render(rows: dict[str, dict[str, str]]) -> str:
     Args:
         rows: of `summarize`, by recipe.
     """
-    parts = [PREAMBLE]
+    sections = []
     for title, _ in SECTIONS:
         lines = [complete(name, row) for name, row in rows.items() if section_of(name) == title]
-        parts.append(f"## {title}\n\n{table(lines)}")
+        sections.append(f"## {title}\n\n{table(lines)}")
     published = read_data("published")
-    details = published_details(published["rows"], published["sources"])
-    parts.append(f"## What the sources report besides AP\n\n{details}{COSTS}")
-    parts.append(
-        f"## Published results without a recipe\n\n{without_recipe(published)}{OTHER_TASKS}"
+    return (
+        (DATA / "book.template")
+        .read_text(encoding="utf-8")
+        .format(
+            sections="\n".join(sections),
+            details=published_details(published["rows"], published["sources"]),
+            without=without_recipe(published),
+        )
     )
-    return "\n".join(parts)
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -264,8 +264,8 @@ def test_detectrons_pickle_is_as_detectron2_reads_it(detectron, tmp_path):
 
 def test_detectrons_input_is_folded_and_its_mean_taken(detectron, image, tmp_path):
     theirs, path = detectron
-    ours = model_of("finetune/mask_rcnn_r50_fpn_gn_2x")
-    loaded(ours, path, tmp_path, **CATALOG["mask_rcnn_r50_fpn_gn_2x_detectron"].options)
+    ours = model_of("finetune/mask_rcnn_r50_fpn_gn_gn_2x")
+    loaded(ours, path, tmp_path, **CATALOG["mask_rcnn_r50_fpn_gn_gn_2x"].options)
     mean = torch.tensor([102.9801, 115.9465, 122.7717]).double().view(3, 1, 1)
     with torch.no_grad():
         expected = theirs.features((image.flip(0) - mean)[None])

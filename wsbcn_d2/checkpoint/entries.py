@@ -233,16 +233,8 @@ CATALOG = {
         1,
     ),
     # Detectors of Detectron with GN
-    "mask_rcnn_r50_fpn_gn_2x_detectron": _detectron(
-        "48616381", "R-50-FPN_2x_gn_0416.13_23_38.bTlTI97Q"
-    ),
-    "mask_rcnn_r101_fpn_gn_2x_detectron": _detectron(
-        "48616724", "R-101-FPN_2x_gn_0416.13_26_34.GLnri4GR"
-    ),
-    "mask_rcnn_r50_fpn_gn_3x_detectron": _detectron(
-        "48734751", "R-50-FPN_3x_gn_0417.09_54_59.nwCTtPVk"
-    ),
-    "mask_rcnn_r101_fpn_gn_3x_detectron": _detectron(
-        "48734779", "R-101-FPN_3x_gn_0417.09_55_23.HMtcR8wg"
-    ),
+    "mask_rcnn_r50_fpn_gn_gn_2x": _detectron("48616381", "R-50-FPN_2x_gn_0416.13_23_38.bTlTI97Q"),
+    "mask_rcnn_r101_fpn_gn_gn_2x": _detectron("48616724", "R-101-FPN_2x_gn_0416.13_26_34.GLnri4GR"),
+    "mask_rcnn_r50_fpn_gn_gn_3x": _detectron("48734751", "R-50-FPN_3x_gn_0417.09_54_59.nwCTtPVk"),
+    "mask_rcnn_r101_fpn_gn_gn_3x": _detectron("48734779", "R-101-FPN_3x_gn_0417.09_55_23.HMtcR8wg"),
 }

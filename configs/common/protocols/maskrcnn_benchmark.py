@@ -2,8 +2,9 @@
 
 Detectron's, but norms' weights decay like all others: only what is called a bias does not.
 
-The release's config files were not at hand. In its eight rows the box head, the frozen stages and,
-for Faster R-CNN, the 1x schedule are therefore assumed.
+The release's config files were not found. In its eight rows the box head, the frozen stages and,
+for Faster R-CNN, the 1x schedule are assumed: those of the GN baselines of maskrcnn-benchmark
+(configs/gn_baselines/e2e_*_Xconv1fc_1x_gn.yaml), whose fork the release is.
 """
 
 from .detectron1 import follow as follow_detectron
