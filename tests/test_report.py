@@ -24,7 +24,7 @@ from tests.test_plot_ratios import write_run as write_ratios
 from tests.test_setup import load_tool
 from wsbcn_d2.analysis.ratio_bars import COLORS
 from wsbcn_d2.analysis.run_folder import distinct_names, read_run
-from wsbcn_d2.config.loading import load_config, resolve_config_file
+from wsbcn_d2.config import load_config, resolve_config_file
 from wsbcn_d2.config.record import flatten_config
 from wsbcn_d2.detection.plots import plot_detections
 from wsbcn_d2.engine import command_line

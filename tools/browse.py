@@ -18,7 +18,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from wsbcn_d2.config.loading import load_config, read_config, resolve_config_file
+from wsbcn_d2.config import load_config, read_config, resolve_config_file
 from wsbcn_d2.deploy.detector import class_names
 from wsbcn_d2.deploy.predict import draw
 from wsbcn_d2.errors import UserError, exit_with_message

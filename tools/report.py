@@ -21,7 +21,7 @@ from wsbcn_d2.analysis.curves import plot_curves, plot_runs
 from wsbcn_d2.analysis.ratio_figures import figures_over_time, ratio_figures
 from wsbcn_d2.analysis.run_folder import RunFolder, distinct_names, read_run
 from wsbcn_d2.analysis.run_ratios import load_run_ratios
-from wsbcn_d2.config.loading import load_config, read_config
+from wsbcn_d2.config import load_config, read_config
 from wsbcn_d2.config.record import config_changes
 from wsbcn_d2.errors import UserError, exit_with_message
 from wsbcn_d2.html_page import figure_tag, html_page, html_table, image_tag

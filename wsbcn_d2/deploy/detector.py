@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ..checkpoint import WSBCNCheckpointer
-from ..config.loading import load_config, read_config, resolve_config_file
-from ..config.options import Config
+from ..config import Config, load_config, read_config, resolve_config_file
 from ..errors import ConfigError, UserError
 
 __all__ = ["Detector", "class_names", "load_detector"]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..checkpoint import describe_model
 from ..checkpoint.files import replacing
-from ..config.options import Config
+from ..config import Config
 from ..errors import ConfigError
 from .fold import Folding
 

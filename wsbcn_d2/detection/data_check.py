@@ -21,7 +21,7 @@ from ..errors import ConfigError, UserError
 __all__ = ["check_detection_data", "dataset_needs"]
 
 if TYPE_CHECKING:
-    from ..config.run_config import RunConfig
+    from ..config import RunConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,13 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
-from ..config.options import Config
-from ..config.task import Task
+from ..config import Config, Task
 from ..errors import ConfigError
 from .data_check import check_detection_data
 from .own_data import add_data_config, use_own_data
 
 if TYPE_CHECKING:
-    from ..config.run_config import RunConfig
+    from ..config import RunConfig
 
 __all__ = ["Detection"]
 
