@@ -83,25 +83,16 @@ def test_a_name_that_the_catalog_does_not_have(folder: Path) -> None:
     ("name", "expected"),
     [
         ("page.pth", "is no checkpoint but a web page"),
-        ("objects.pth", r"holds objects other than tensors .*print"),
-        ("pickle.pth", "holds objects other than tensors"),
-        ("pickle.pkl", "holds objects other than tensors"),
-        ("cut.pth", "is damaged or incomplete"),
-        ("empty.pth", "is no checkpoint but an empty file"),
+        ("pickle.pkl", r"holds objects other than tensors .*print"),
         (".", "is a folder"),
         ("nowhere.pth", r"is not there \(looked for /"),
     ],
 )
 def test_a_file_that_is_no_checkpoint(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, expected: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, expected: str
 ) -> None:
     (tmp_path / "page.pth").write_text("<html>404</html>\n<p>")
-    torch.save({"model": Runs()}, tmp_path / "objects.pth")
-    for kind in ("pth", "pkl"):
-        (tmp_path / f"pickle.{kind}").write_bytes(pickle.dumps({"model": Runs()}))
-    whole = (folder / "model_0000009.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.pth").touch()
+    (tmp_path / "pickle.pkl").write_bytes(pickle.dumps({"model": Runs()}))
     with pytest.raises(ConfigError, match=expected) as caught:
         check(f"train.init_checkpoint={tmp_path / name}")
     assert str(caught.value).startswith("train.init_checkpoint: ")
