@@ -150,6 +150,7 @@ scratch/faster_rcnn_r50_fpn_gn_65_71_73e          | 53 GN           | 8 GN      
 scratch/mask_rcnn_r50_fpn_gn_65_71_73e            | 53 GN           | 8 GN       | 4 GN        | 4 GN       |
 scratch/mask_rcnn_r50_fpn_gn_3x                   | 53 GN           | 8 GN       | 4 GN        | 4 GN       |
 scratch/mask_rcnn_r50_fpn_sn_g2_3x                | 53 SN           | 8 SN       | 4 SN        | 4 SN       |
+scratch/mask_rcnn_r50_fpn_ssn_3x                  | 53 SSN          | 8 SSN      | 4 SSN       | 4 SSN      |
 scratch/mask_rcnn_r50_fpn_syncbn_3x               | 53 SyncBN       | 8 SyncBN   | 4 SyncBN    | 4 SyncBN   |
 scratch/mask_rcnn_r50_fpn_syncbn_100ep_lsj        | 53 SyncBN       | 8 SyncBN   | 4 SyncBN    | 4 SyncBN   |
 finetune/mask_rcnn_r50_fpn_ws_gn_20_23_24e_mmdet1 | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
@@ -214,7 +215,7 @@ finetune/panoptic_fpn_r50_.*_1x                        | detectron2           | 
 finetune/cascade_mask_rcnn_r50_fpn_.*_1x               | detectron2, cascade  | 90000      | 60000, 80000     | 0.02  | 16     | 640 672 704 736 768 800 | 1333 | 3     | 4conv1fc | 3x3 | padded
 finetune/mask_rcnn_r50_fpn_gn_3x                       | detectron2           | 270000     | 210000, 250000   | 0.02  | 16     | 640 672 704 736 768 800 | 1333 | 3     | 4conv1fc | 3x3 | padded
 finetune/mask_rcnn_r50_fpn_syncbn_3x                   | detectron2           | 270000     | 210000, 250000   | 0.02  | 16     | 640 672 704 736 768 800 | 1333 | 3     | 4conv1fc | 1x1 | padded
-scratch/mask_rcnn_r50_fpn_(gn|ws_gn|ws_bcn|syncsn|syncbn|sn_g2)_3x | detectron2 | 270000   | 210000, 250000   | 0.02  | 16     | 640 672 704 736 768 800 | 1333 | 1     | 4conv1fc | 3x3 | padded
+scratch/mask_rcnn_r50_fpn_(gn|ws_gn|ws_bcn|syncsn|syncbn|sn_g2|ssn)_3x | detectron2 | 270000   | 210000, 250000   | 0.02  | 16     | 640 672 704 736 768 800 | 1333 | 1     | 4conv1fc | 3x3 | padded
 scratch/mask_rcnn_r50_fpn_.*_100ep_lsj                 | detectron2, LSJ      | 184375     | 163889, 177546   | 0.1   | 64     | -           | -         | 1            | 4conv1fc | 3x3 | padded
 """  # noqa: E501
 
