@@ -240,7 +240,8 @@ def _one_channel(setting: Setting) -> Iterator[Found]:
         yield (
             f"model: {names[0]}",
             f"{len(names)} norms have as many groups as channels: GN is IN there, as BCN's channel "
-            "norm is (arXiv:1803.08494, Table 3: one channel a group does worst)",
+            "norm is (arXiv:1803.08494, Sec. 4.1, Table 3: an error in ImageNet of 28.4 %, against "
+            "25.6 % with two channels a group)",
             "fewer groups (by a callable that makes the norm; by name, 32), or more channels",
         )
 
@@ -263,6 +264,6 @@ def _shared(setting: Setting) -> Iterator[Found]:
             setting.config.find("model.head.norm", "MODEL.RETINANET.NORM")[0],
             f"{len(names)} norms of the head, such as {names[0]} ({setting.norms[names[0]]}), run "
             "on all levels: their running statistics mix the levels', which none has in training "
-            "(Y. Wu, J. Johnson, arXiv:2105.07576, Sec. 5)",
+            "(arXiv:2105.07576, Table 5: RetinaNet with SyncBN in the head)",
             "SN_IN_LN or GN in the head: use_norm(model, backbone, head)",
         )
