@@ -276,6 +276,7 @@ def test_a_config_is_read_without_the_modules_that_it_names(tmp_path):
         (["out/lr0.1", "out/lr0.2"], ["lr0.1", "lr0.2"]),
         (["out/a.pth", "out/b.pth"], ["a", "b"]),
         (["out/a"], [""]),
+        (["out/sn/0"], ["sn/0"]),
     ],
 )
 def test_runs_are_called_by_what_differs_in_their_paths(names, expected):

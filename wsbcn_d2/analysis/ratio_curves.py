@@ -44,8 +44,8 @@ def plot_curves(run: RunRatios) -> Figure:
     axes = figure.subplots(len(parts), 3, sharex=True, squeeze=False)
     for ax in axes[:, 2]:
         ax.sharey(axes[0, 2])
-    largest = max(getattr(r, kind).max() for r in run.ratios.values() for kind in KINDS)
-    highest = min(100, 10 * np.ceil(10 * largest))  # the same everywhere
+    found = np.concatenate([getattr(r, k).ravel() for r in run.ratios.values() for k in KINDS])
+    limits = 10 * np.floor(10 * found.min()), 10 * np.ceil(10 * found.max())  # the same everywhere
     for row, (part, names) in zip(axes, parts.items(), strict=True):
         ratios = [run.ratios[name] for name in names]
         for ax, kind in zip(row, KINDS, strict=False):
@@ -60,7 +60,7 @@ def plot_curves(run: RunRatios) -> Figure:
                 if lines:
                     mean = np.mean(lines, 0)
                     ax.plot(run.iterations, mean, color=COLORS[statistic], linewidth=2)
-            ax.set_ylim(0, highest)
+            ax.set_ylim(limits)
         apart = [divergence(r.mean, r.var).mean(1) for r in ratios]
         for line in apart if len(apart) > 1 else []:
             row[2].plot(run.iterations, line, color="black", linewidth=0.5, alpha=0.4)

@@ -136,9 +136,14 @@ def _environment(log: str) -> dict[str, str]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without what all have in common in front; "" for a single one, named by itself."""
+    """The paths without what all have in common in front.
+
+    A single one is "", which stands for its own name, but for a number, such as a seed, that says
+    nothing without the folder that it is in.
+    """
     if len(paths) == 1:
-        return [""]
+        *_, folder, name = ("", *paths[0].resolve().parts)
+        return [f"{folder}/{name}" if name.isdecimal() else ""]
     parts = [
         (path.with_suffix("") if path.suffix in (".pth", ".pkl") else path).resolve().parts
         for path in paths
