@@ -277,6 +277,7 @@ def test_a_config_is_read_without_the_modules_that_it_names(tmp_path):
         (["out/a.pth", "out/b.pth"], ["a", "b"]),
         (["out/a"], [""]),
         (["out/sn/0"], ["sn/0"]),
+        (["out/sn/0", "out/sn/1"], ["sn/0", "sn/1"]),
     ],
 )
 def test_runs_are_called_by_what_differs_in_their_paths(names, expected):

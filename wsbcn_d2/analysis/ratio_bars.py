@@ -51,6 +51,12 @@ def new_figure(height: float, title: str, statistics: Sequence[str]) -> Figure:
     return figure
 
 
+def percent_limits(values: np.ndarray) -> tuple[float, float]:
+    """The tens around values in per cent, at least ten apart; NaN are left out."""
+    low = min(90.0, 10 * np.floor(np.nanmin(values) / 10))
+    return low, max(low + 10, 10 * np.ceil(np.nanmax(values) / 10))
+
+
 def statistics_of(runs: Sequence[RunRatios]) -> list[str]:
     """Those that any layer of the runs has, in their order."""
     used = {name for run in runs for ratios in run.ratios.values() for name in ratios.statistics}
@@ -193,6 +199,7 @@ def plot_spread(runs: Sequence[RunRatios]) -> Figure:
     )
     figure = new_figure(0.24 * len(names) + 0.5, title, statistics)
     axes = figure.subplots(1, 2, sharey=True)
+    limits = percent_limits(both)
     for each, kind in zip(axes, KINDS, strict=True):
         for j, name in enumerate(statistics):
             found = values[kind][:, :, j]
@@ -202,7 +209,7 @@ def plot_spread(runs: Sequence[RunRatios]) -> Figure:
                 mean, places, xerr=[mean - least, most - mean], fmt="o", markersize=3.5,
                 color=COLORS[name], elinewidth=1.6,
             )  # fmt: skip
-        each.set_xlim(0, 100)
+        each.set_xlim(limits)
         each.set_ylim(len(names) - 0.5, -0.5)
         each.set_title(f"{kind}: mean, least and most", fontsize=_FONT)
         each.set_xlabel("ratio (%)", fontsize=_FONT)

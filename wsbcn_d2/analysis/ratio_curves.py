@@ -9,7 +9,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .ratio_bars import COLORS, KINDS, label_layers, new_figure, separate_parts, statistics_of
+from .ratio_bars import (
+    COLORS,
+    KINDS,
+    label_layers,
+    new_figure,
+    percent_limits,
+    separate_parts,
+    statistics_of,
+)
 from .run_ratios import RunRatios
 
 __all__ = ["divergence", "plot_curves", "plot_snapshots"]
@@ -45,7 +53,7 @@ def plot_curves(run: RunRatios) -> Figure:
     for ax in axes[:, 2]:
         ax.sharey(axes[0, 2])
     found = np.concatenate([getattr(r, k).ravel() for r in run.ratios.values() for k in KINDS])
-    limits = 10 * np.floor(10 * found.min()), 10 * np.ceil(10 * found.max())  # the same everywhere
+    limits = percent_limits(100 * found)  # the same everywhere
     for row, (part, names) in zip(axes, parts.items(), strict=True):
         ratios = [run.ratios[name] for name in names]
         for ax, kind in zip(row, KINDS, strict=False):

@@ -136,19 +136,18 @@ def _environment(log: str) -> dict[str, str]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without what all have in common in front.
+    """The paths without what all have in common in front; "" for a single one, named by itself.
 
-    A single one is "", which stands for its own name, but for a number, such as a seed, that says
-    nothing without the folder that it is in.
+    A number, such as a seed, says nothing by itself: the folder around it is named too.
     """
-    if len(paths) == 1:
-        *_, folder, name = ("", *paths[0].resolve().parts)
-        return [f"{folder}/{name}" if name.isdecimal() else ""]
     parts = [
         (path.with_suffix("") if path.suffix in (".pth", ".pkl") else path).resolve().parts
         for path in paths
     ]
+    least = 2 if any(p[-1:] and p[-1].isdecimal() for p in parts) else 1
+    if len(parts) == 1:
+        return ["" if least == 1 else "/".join(parts[0][-least:])]
     common = 0
-    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+    while all(len(p) > common + least and p[common] == parts[0][common] for p in parts):
         common += 1
     return ["/".join(p[common:]) for p in parts]
