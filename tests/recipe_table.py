@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NORMS", "PARTS", "PROTOCOLS", "SCHEDULES", "SOURCES", "WEIGHTS"]
+__all__ = ["NORMS", "PARTS", "PROTOCOLS", "SCHEDULES", "SMALL", "SOURCES", "WEIGHTS"]
 
 # The columns of NORMS: the part of a model that a module belongs to, by the start of its name.
 PARTS = {
@@ -24,7 +24,8 @@ PARTS = {
 # ResNet-50: 1 stem + 3 for each of 16 blocks + 4 shortcuts = 53; ResNet-101: 1 + 3 * 33 + 4 = 104.
 # C4: 43 up to res4, 10 in res5. FPN: a lateral and an output convolution a level, 4 levels; 3 in
 # RetinaNet and FCOS, whose heads have two subnets of 4. Panoptic FPN's head: 1 + 1 + 2 + 3.
-# The half ResNet-18 of the quick recipes: 1 stem + 2 for each of 6 blocks + 2 shortcuts = 15.
+# The half ResNet-18 of the quick and small recipes: 1 stem + 2 for each of 6 blocks + 2 shortcuts:
+# 15.
 NORMS = """
 recipe                                            | bottom-up       | FPN        | box head    | mask head  | other
 finetune/faster_rcnn_r50_fpn_ws_gn_1x             | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     |            |
@@ -170,6 +171,22 @@ quick/mask_rcnn_r18_fpn_sn_in_ln                  | 15 SN_IN_LN     | 6 SN_IN_LN
 quick/mask_rcnn_r18_fpn_syncsn                    | 15 SyncSN       | 6 SyncSN   | 2 SyncSN    | 2 SyncSN   |
 quick/mask_rcnn_r18_fpn_ws_bcn                    | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    | 2 BCN+WS   |
 quick/mask_rcnn_r18_fpn_ws_gn                     | 15 GN+WS        | 6 GN+WS    | 2 GN+WS     | 2 GN+WS    |
+small/faster_rcnn_r18_fpn_ws_gn_scratch           | 15 GN+WS        | 6 GN+WS    | 2 GN+WS     |            |
+small/faster_rcnn_r18_fpn_ws_gn_finetune          | 15 GN+WS        | 6 GN+WS    | 2 GN+WS     |            |
+small/faster_rcnn_r18_fpn_ws_bcn_scratch          | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    |            |
+small/faster_rcnn_r18_fpn_ws_bcn_finetune         | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    |            |
+small/faster_rcnn_r50_fpn_ws_gn_scratch           | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     |            |
+small/faster_rcnn_r50_fpn_ws_gn_finetune          | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     |            |
+small/faster_rcnn_r50_fpn_ws_bcn_scratch          | 53 BCN+WS       | 8 BCN+WS   | 4 BCN+WS    |            |
+small/faster_rcnn_r50_fpn_ws_bcn_finetune         | 53 BCN+WS       | 8 BCN+WS   | 4 BCN+WS    |            |
+small/mask_rcnn_r18_fpn_ws_gn_scratch             | 15 GN+WS        | 6 GN+WS    | 2 GN+WS     | 2 GN+WS    |
+small/mask_rcnn_r18_fpn_ws_gn_finetune            | 15 GN+WS        | 6 GN+WS    | 2 GN+WS     | 2 GN+WS    |
+small/mask_rcnn_r18_fpn_ws_bcn_scratch            | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    | 2 BCN+WS   |
+small/mask_rcnn_r18_fpn_ws_bcn_finetune           | 15 BCN+WS       | 6 BCN+WS   | 2 BCN+WS    | 2 BCN+WS   |
+small/mask_rcnn_r50_fpn_ws_gn_scratch             | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+small/mask_rcnn_r50_fpn_ws_gn_finetune            | 53 GN+WS        | 8 GN+WS    | 4 GN+WS     | 4 GN+WS    |
+small/mask_rcnn_r50_fpn_ws_bcn_scratch            | 53 BCN+WS       | 8 BCN+WS   | 4 BCN+WS    | 4 BCN+WS   |
+small/mask_rcnn_r50_fpn_ws_bcn_finetune           | 53 BCN+WS       | 8 BCN+WS   | 4 BCN+WS    | 4 BCN+WS   |
 """  # noqa: E501
 
 # COCO recipes by a pattern that the whole name matches; each matches one. From the sources:
@@ -258,6 +275,18 @@ finetune/.*_c4_sn_2x                            | wsbcn://resnet50_sn_8x32 | | |
 finetune/.*_syncsn_.*                           | wsbcn://resnet50_sn_8x32 | wsbcn://resnet101_sn_8x32 | |
 finetune/.*_sn_in_ln_.*                         | wsbcn://resnet50_sn_in_ln_8x1 | weights/resnet101_sn_in_ln.pth | |
 finetune/.*_ssn_.*                              | wsbcn://resnet50_ssn_8x2 | | |
+"""  # noqa: E501
+
+# Recipes for small data: epochs, iterations at least and so those of 50, 100 and 400 images; images
+# a step; rate; short sides in training and testing; the first stage that trains; weights.
+SMALL = """
+recipes                       | epochs | least | of 50 | of 100 | of 400 | images | rate  | short sides | test | trained from | weights
+small/.*_r18_.*_scratch       | 10     | 2000  | 2000  | 2000   | 2000   | 2      | 0.02  | 128 176     | 152  | 1            |
+small/.*_r18_.*_gn_finetune   | 5      | 1000  | 1000  | 1000   | 1000   | 2      | 0.02  | 128 176     | 152  | 1            | output/classification/pretrain/mask_rcnn_r18_ws_gn_cifar10/model_final.pth
+small/.*_r18_.*_bcn_finetune  | 5      | 1000  | 1000  | 1000   | 1000   | 2      | 0.02  | 128 176     | 152  | 1            | output/classification/pretrain/mask_rcnn_r18_ws_bcn_cifar10/model_final.pth
+small/.*_r50_.*_scratch       | 24     | 2400  | 2400  | 2400   | 2400   | 4      | 0.005 | 640 800     | 800  | 1            |
+small/.*_r50_.*_gn_finetune   | 12     | 1200  | 1200  | 1200   | 1200   | 4      | 0.005 | 640 800     | 800  | 3            | wsbcn://resnet50_gn_ws
+small/.*_r50_.*_bcn_finetune  | 12     | 1200  | 1200  | 1200   | 1200   | 4      | 0.005 | 640 800     | 800  | 3            | wsbcn://resnet50_bcn_ws
 """  # noqa: E501
 
 # The protocol of each table of published results.

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
 from tests.recipe_models import config, model_without_weights
-from tests.recipe_table import NORMS, PARTS, PROTOCOLS, SCHEDULES, SOURCES, WEIGHTS
+from tests.recipe_table import NORMS, PARTS, PROTOCOLS, SCHEDULES, SMALL, SOURCES, WEIGHTS
 from wsbcn_d2 import recipes
 from wsbcn_d2.checkpoint.norm_kinds import describe_norms
+from wsbcn_d2.config import read_config
 from wsbcn_d2.data.label_maps import read_label_map
 from wsbcn_d2.modeling import CropPooler, standardized, use_norm
 from wsbcn_d2.norms import SwitchNorm
 
 NAMES = recipes.list_configs()
-COCO_NAMES = [name for name in NAMES if not name.startswith("quick/")]
+COCO_NAMES = [name for name in NAMES if not name.startswith(("quick/", "small/"))]
 
 
 def rows(table):
@@ -87,7 +90,7 @@ def test_a_standardized_convolution_has_a_norm_behind_it_and_no_bias_before_it(n
         else:  # a Sequential: of RetinaNet's and FCOS' heads, whose convolutions keep their bias
             owner, _, index = conv_name.rpartition(".")
             assert f"{owner}.{int(index) + 1}" in found["norms"]
-        inside = "bcn" in name and not name.startswith("quick/")
+        inside = "bcn" in name and "_r18_" not in name
         assert (conv.eps, conv.eps_mode) == (1e-5, "inside" if inside else "outside")
 
 
@@ -145,10 +148,36 @@ def test_backbone_is_the_published_one(name):
             assert (module.conv1.stride, module.conv2.stride) == expected, module_name
 
 
+def _images(number):
+    return [{}] * number
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("small/")])
+def test_small_data_are_trained_on_as_their_row_says(name):
+    (row,) = (row for row in rows(SMALL) if re.fullmatch(row["recipes"], name))
+    cfg = config(name)
+    assert (cfg.train.epochs, cfg.train.min_iter) == (int(row["epochs"]), int(row["least"]))
+    assert cfg.dataloader.train.total_batch_size == int(row["images"])
+    assert cfg.optimizer.lr == float(row["rate"])
+    assert cfg.train.pretrained == row["weights"]
+    sides = [cfg.dataloader[k].mapper.augmentations[0].short_edge_length for k in ("train", "test")]
+    assert list(sides[0]) == [int(side) for side in row["short sides"].split()]
+    assert sides[1] == int(row["test"])
+    bottom_up = model_without_weights(name).backbone.bottom_up
+    stages = [bottom_up.stem, *bottom_up.stages]
+    trains = [any(p.requires_grad for p in stage.parameters()) for stage in stages]
+    assert trains.index(True) + 1 == int(row["trained from"])
+    for images in (50, 100, 400):
+        run = read_config(copy.deepcopy(cfg), world_size=1)
+        run.cfg.dataloader.train.dataset = L(_images)(number=images)
+        run.count_epochs()
+        assert run.options.max_iter == int(row[f"of {images}"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_colours_and_their_deviation_are_the_weights(name):
     cfg = config(name)
-    msra = not name.startswith("quick/") and facts_of(name)["stride"] == "1x1"
+    msra = name in COCO_NAMES and facts_of(name)["stride"] == "1x1"
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     if msra:
         mean, std = [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]
@@ -207,7 +236,7 @@ def test_decay_and_rates_of_norms_and_biases_are_the_protocols(name):
         "bias rate": "1",
         "clip": "-",
     }
-    rules = plain if name.startswith("quick/") else RULES[facts_of(name)["protocol"]]
+    rules = RULES[facts_of(name)["protocol"]] if name in COCO_NAMES else plain
     cfg, model = config(name), model_without_weights(name)
     optimizer_config = OmegaConf.merge(cfg.optimizer)  # a copy
     optimizer_config.params.model = model
@@ -306,7 +335,8 @@ def test_leaf_quotes_the_published_result_of_the_book(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_finetuning_names_its_weights_and_scratch_does_not(name):
-    assert bool(config(name).train.pretrained) == name.startswith("finetune/")
+    finetunes = name.startswith("finetune/") or name.endswith("_finetune")
+    assert bool(config(name).train.pretrained) == finetunes
     assert config(name).train.init_checkpoint == ""
 
 

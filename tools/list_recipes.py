@@ -131,6 +131,8 @@ def schedule_of(cfg: DictConfig) -> str:
     """Such as "90,000 (60,000, 80,000)"."""
     scheduler = cfg.lr_multiplier.get("scheduler", cfg.lr_multiplier)
     total = cfg.train.max_iter
+    if cfg.train.epochs:
+        return f"{cfg.train.epochs} epochs, {cfg.train.min_iter:,} at least (cosine)"
     if "milestones" not in scheduler:
         return f"{total:,} (cosine)"
     drops = [step for step in scheduler.milestones if step < total]
@@ -258,6 +260,7 @@ SECTIONS = (
     ("Finetuning Faster R-CNN C4", r"finetune/faster_rcnn_r50_c4"),
     ("Finetuning other detectors", r"finetune/"),
     ("From scratch", r"scratch/"),
+    ("Small: the user's own data", r"small/"),
     ("Quick: the embedded digits", r"quick/"),
 )
 

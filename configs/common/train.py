@@ -16,6 +16,8 @@ train = dict(
     # the learning rate's schedule, which is relative to it, follows. 0: max_iter counts. Lazy
     # configs only.
     epochs=0,
+    # With epochs: iterations at least, however few images there are.
+    min_iter=0,
     # Images that a process puts through the model at once. The batch of a step is
     # dataloader.train.total_batch_size whatever the hardware: what images_per_gpu × processes leave
     # of it is accumulated. 0: total_batch_size / processes, hence no accumulation.

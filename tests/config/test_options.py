@@ -38,6 +38,7 @@ WRONG = {
     "protocol": [3, None],
     "max_iter": ["abc", 0, -1, 1.5, True],
     "epochs": [-1, "ten", NAN, float("inf")],
+    "min_iter": [-1, 1.5],
     "images_per_gpu": [-1, 1.5, "two"],
     "scale_lr.enabled": ["maybe", 1],
     "scale_lr.reference_batch_size": [0, 16.0],

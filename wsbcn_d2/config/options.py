@@ -158,6 +158,7 @@ class Options:
     epochs: Annotated[
         float, Rule("a finite number, 0 or more", lambda v: _is_number(v) and 0 <= v < math.inf)
     ]
+    min_iter: _Natural
     images_per_gpu: _Natural
     scale_lr: ScaleLR
     correct_momentum: _Flag

@@ -142,7 +142,7 @@ class RunConfig:
         return None
 
     def count_epochs(self) -> None:
-        """Set ``max_iter`` from ``train.epochs`` and the size of the training data.
+        """Set ``max_iter`` from ``train.epochs``, ``min_iter`` and the size of the training data.
 
         Errors of loading the data are left to the checks.
         """
@@ -151,7 +151,7 @@ class RunConfig:
             return
         try:
             dataset = build(self.cfg.dataloader.train.dataset, "dataloader.train.dataset")
-            max_iter = max(1, math.ceil(epochs * len(dataset) / total))
+            max_iter = max(1, self.options.min_iter, math.ceil(epochs * len(dataset) / total))
         except Exception:  # of whatever function makes the dataset
             return
         self.cfg.train.max_iter = max_iter

@@ -1,0 +1,10 @@
+"""Faster R-CNN R-18-FPN, BCN+WS, from random weights, on small data."""
+
+from wsbcn_d2.modeling import use_norm
+
+from ..common.small import follow, small
+
+dataloader, model, optimizer, train = small("faster", 18)
+use_norm(model, "BCN", standardize=True)
+lr_multiplier = follow(train, epochs=10, min_iter=2000)
+train.output_dir = "./output/small/faster_rcnn_r18_fpn_ws_bcn_scratch"

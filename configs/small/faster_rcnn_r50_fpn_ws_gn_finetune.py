@@ -1,0 +1,9 @@
+"""Faster R-CNN R-50-FPN, GN+WS, finetuned on small data."""
+
+from ..common.small import follow
+from .faster_rcnn_r50_fpn_ws_gn_scratch import dataloader, model, optimizer, train
+
+model.backbone.bottom_up.freeze_at = 2
+lr_multiplier = follow(train, epochs=12, min_iter=1200)
+train.pretrained = "wsbcn://resnet50_gn_ws"
+train.output_dir = "./output/small/faster_rcnn_r50_fpn_ws_gn_finetune"
