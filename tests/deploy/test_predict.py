@@ -76,6 +76,28 @@ def test_bad_input_costs_only_itself(arguments, tmp_path, capsys):
     run(arguments, folder / "broken.jpg", fails="there was nothing to look at")
 
 
+def test_images_of_too_many_pixels_go_in_tiles(arguments, tmp_path, capsys, monkeypatch):
+    image = tmp_path / "images" / "0.png"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    run(arguments, image, fails="there was nothing to look at")
+    assert "0.png has too many pixels to be looked at as a whole" in capsys.readouterr().err
+    run([*arguments, "--tile", "64"], image)
+    assert (tmp_path / "out" / "0.jpg").exists()
+
+
+def test_a_large_image_is_drawn_smaller(monkeypatch):
+    image = np.zeros((900, 1300, 3), np.uint8)
+    image[600:660, 900:960] = (0, 0, 1)
+    things = predict(Bright(), image)
+    monkeypatch.setattr("wsbcn_d2.deploy.predict._LARGEST_PICTURE", 500)
+    drawn = draw(image, things, ["square"])
+    # Every third pixel; the label is at the box's upper edge, and wider.
+    assert drawn.shape == draw(image, [], []).shape == (300, 434, 3)
+    rows, columns = drawn[195:].any((1, 2)), drawn[215:].any((0, 2))
+    assert np.flatnonzero(rows).max() + 195 == pytest.approx(220, abs=1)
+    assert np.flatnonzero(columns)[0] == pytest.approx(300, abs=1)
+
+
 def test_a_full_disk_keeps_what_was_done(arguments, tmp_path, monkeypatch):
     tool = load_tool("predict")
     save, saved = tool._save_jpeg, []

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint import WSBCNCheckpointer
@@ -56,6 +57,11 @@ class Detector:
         """
         try:
             return read_image(path, self.image_format)
+        except Image.DecompressionBombError as error:
+            raise UserError(
+                f"{path} has too many pixels to be looked at as a whole (Pillow: {error}); "
+                "predict.py takes it with --tile"
+            ) from error
         except Exception as error:  # whatever a decoder makes of it
             raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 

@@ -20,6 +20,8 @@ from .detector import Detector
 
 __all__ = ["VIDEO_SUFFIXES", "Picture", "draw", "find_pictures", "predict", "tile_corners"]
 
+# Pixels of a picture's longer side, at most: 20,000 take minutes and gigabytes to draw on.
+_LARGEST_PICTURE = 4096
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 _COLORS = (
     *((230, 25, 75), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180)),
@@ -180,12 +182,15 @@ def draw(
 ) -> np.ndarray:
     """The image (RGB) with boxes, class names, scores and masks, coloured by class.
 
+    An image of more than 4096 pixels a side is drawn smaller, every second or third of its pixels.
+
     Args:
         image: ``(H, W, 3)`` uint8 in RGB.
         objects: from `predict`; the truth has no score.
         classes: names by number; numbers are written for those that are missing.
     """
-    image = np.ascontiguousarray(image)
+    step = -(-max(image.shape[:2]) // _LARGEST_PICTURE)
+    image = np.ascontiguousarray(image[::step, ::step])
     if not objects:
         return image
     canvas = torch.from_numpy(image.transpose(2, 0, 1).copy())
@@ -193,10 +198,12 @@ def draw(
     colors = [_COLORS[number % len(_COLORS)] for number in numbers]
     if "segmentation" in objects[0]:
         for thing, color in zip(objects, colors, strict=True):
-            mask = torch.from_numpy(mask_api.decode(thing["segmentation"]).astype(bool))
+            mask = mask_api.decode(thing["segmentation"])[::step, ::step].astype(bool)
+            mask = torch.from_numpy(mask)
             canvas = draw_segmentation_masks(canvas, mask, alpha=0.5, colors=color)
     boxes = torch.tensor([thing["bbox"] for thing in objects])
     boxes[:, 2:] += boxes[:, :2]
+    boxes /= step
     labels = [
         str(classes[number] if number < len(classes) else number)
         + (f" {100 * thing['score']:.0f}%" if "score" in thing else "")
