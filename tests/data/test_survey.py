@@ -112,6 +112,24 @@ def test_faults_of_the_labels_are_those_of_the_check_before_training(mine, capsy
     assert "have no segmentation, which the model's mask head needs (id 2)" in text
 
 
+def test_polygons_that_are_lost_or_enclose_nothing_are_told(mine, capsys):
+    WRITERS["coco"](mine, make_objects(count=10))
+
+    def change(content):
+        content["annotations"][0]["segmentation"].append([3, 3, 9, 9])
+        # Drawn there and back again, and never around.
+        content["annotations"][1]["segmentation"] = [[3, 3, 9, 4, 12, 9, 9, 4]]
+        size = [content["images"][0][key] for key in ("height", "width")]
+        content["annotations"][2]["image_id"] = content["images"][0]["id"]
+        runs = {"size": size, "counts": [size[0] * size[1]]}
+        content["annotations"][2]["segmentation"] = runs
+
+    change_coco(mine, change)
+    text = run(capsys, str(mine))
+    assert "have a polygon of fewer than three points beside others, and lose it (id 1)" in text
+    assert "objects have a mask without area" in text and "(2, 3)" in text
+
+
 def test_16_bit_images_are_told_with_the_rule(mine, capsys):
     scenes = make_objects(count=3)
     WRITERS["csv"](mine, scenes)

@@ -197,6 +197,11 @@ def annotation_rules(
             + (", and are left out" if needs.training else ""),
             has_no_polygon,
         ),
+        Rule(
+            "warning",
+            "have a polygon of fewer than three points beside others, and lose it",
+            _has_a_short_polygon,
+        ),
         *(_box_rules(images) if needs.training else []),
     ]
     if evaluated:
@@ -270,6 +275,11 @@ def has_no_polygon(annotation: dict[str, Any]) -> bool:
     if not isinstance(masks, list) or not masks:
         return False
     return not any(len(p) >= _MIN_POLYGON and len(p) % 2 == 0 for p in masks)
+
+
+def _has_a_short_polygon(annotation: dict[str, Any]) -> bool:
+    masks = annotation.get("segmentation")
+    return isinstance(masks, list) and any(len(p) < _MIN_POLYGON or len(p) % 2 != 0 for p in masks)
 
 
 def _has_segmentation(annotation: dict[str, Any]) -> bool:

@@ -109,6 +109,11 @@ def _look_at_labels(found: SplitSurvey, split: Split) -> None:
             f"{len(tiny)} of {len(annotations)} objects are less than {_TINY} pixels wide or high"
         )
         _warn(found, f"{what} ({where})", tiny)
+    flat = [a for a in kept if _has_no_area(a)]
+    if flat:
+        where = first_few(a.get("source", a["id"]) for a in flat)
+        what = "objects have a mask without area: a line that is not closed, or run lengths of 0"
+        _warn(found, f"{len(flat)} of {len(annotations)} {what} ({where})", flat)
     absent = [name for name, count in found.objects.items() if not count]
     if absent and found.name == "train":
         _warn(found, f"{len(absent)} classes have no object: {first_few(absent)}")
@@ -120,6 +125,27 @@ def _look_at_labels(found: SplitSurvey, split: Split) -> None:
             f"class {least!r} has {present[least]} objects, and {most!r} {present[most]}: a rare "
             "class may need a RepeatFactorTrainingSampler",
         )
+
+
+def _has_no_area(annotation: dict[str, Any]) -> bool:
+    """Whether all polygons enclose nothing, or the run lengths have no pixel.
+
+    A polygon is closed from its last point to its first, whether or not that is repeated; what was
+    drawn as an open line there and back again has no area.
+    """
+    masks = annotation.get("segmentation")
+    if isinstance(masks, dict) and isinstance(masks["counts"], list):
+        return not any(masks["counts"][1::2])
+    if not isinstance(masks, list) or not masks:
+        return False
+    return not any(map(_polygon_area, masks))
+
+
+def _polygon_area(polygon: Sequence[float]) -> float:
+    """Twice the area, by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    after = zip([*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    return abs(sum(x * v - u * y for x, y, (u, v) in zip(xs, ys, after, strict=True)))
 
 
 def _is_visible(annotation: dict[str, Any], sides: dict[Any, tuple[int, int]]) -> bool:
