@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from wsbcn_d2 import recipes
+from wsbcn_d2 import recipes, register_norms
 
 __all__ = ["config", "model_without_weights", "narrow", "narrow_config"]
 
@@ -32,6 +32,7 @@ def config(name: str) -> DictConfig:
 @functools.cache
 def model_without_weights(name: str) -> nn.Module:
     """Its model on the meta device, not to be changed."""
+    register_norms()  # as loading the recipe did; another file's tests may have undone it
     with torch.device("meta"):
         return instantiate(config(name).model)
 
@@ -43,6 +44,7 @@ def narrow_config(name: str) -> DictConfig:
     two blocks, images have about 96 pixels a side, and few boxes are sampled.
     """
     cfg = copy.deepcopy(config(name))
+    register_norms()  # as loading the recipe did; another file's tests may have undone it
     narrow(cfg.model)
     for augmentation in cfg.dataloader.train.mapper.augmentations:
         if "short_edge_length" in augmentation:
