@@ -64,3 +64,11 @@ def test_a_missing_file_is_one_message(folder: Path, capsys: pytest.CaptureFixtu
     config = ["--config-file", str(folder / "SN.py"), "--images-per-gpu", "1"]
     with pytest.raises(SystemExit, match=r"batch_average\.py: error: .*nowhere\.pth"):
         tool.main([str(folder / "nowhere.pth"), str(folder / "out.pth"), *config])
+    with pytest.raises(SystemExit, match=r"batch_average\.py: error: .*nowhere\.pth is not there"):
+        tool.main([str(folder / "nowhere.pth"), "out.pth", "--images-per-gpu", "1"])
+
+
+def test_without_the_runs_config_beside_the_file_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(SystemExit, match=r"config\.yaml is not there: .* with --config-file"):
+        tool.main([str(tmp_path / "model.pth"), "out.pth", "--images-per-gpu", "1"])

@@ -118,9 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     setup_logger(name="wsbcn_d2")
     with exit_with_message("batch_average.py"):
-        config_file = resolve_config_file(
-            args.config_file or os.path.join(os.path.dirname(args.source), "config.yaml")
-        )
+        beside = os.path.join(os.path.dirname(args.source), "config.yaml")
+        if not args.config_file and not os.path.isfile(beside):
+            if not os.path.isfile(args.source):
+                raise ConfigError(f"{args.source} is not there")
+            raise ConfigError(f"{beside} is not there: name the run's config with --config-file")
+        config_file = resolve_config_file(args.config_file or beside)
         batch_average(
             *(args.source, args.target, config_file),
             *(args.images_per_gpu, args.num_iters, args.opts),

@@ -100,12 +100,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert, print the report; exit with a message where it cannot be done."""
     options = vars(_parser().parse_args(argv))
-    quiet = options.pop("quiet")
+    quiet, output = options.pop("quiet"), options.pop("output")
     try:
-        conversion = convert_weights(options.pop("input"), options.pop("output"), **options)
+        conversion = convert_weights(options.pop("input"), output, **options)
     except (OSError, ValueError) as error:
         sys.exit(f"convert_weights.py: error: {error}")
     print(conversion.summary() if quiet else conversion.report())
+    print(f"written:      {output}, for train.init_checkpoint or MODEL.WEIGHTS")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from wsbcn_d2 import known_warnings  # noqa: F401  before detectron2
+
+# isort: split
+
 import argparse
 import json
 import re
@@ -314,16 +318,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pattern", nargs="?", default="", help="regular expression of names")
+    parser.add_argument(
+        "pattern", nargs="?", default="", help="regular expression that names match in some part"
+    )
     parser.add_argument("--count", action="store_true", help="count parameters and GFLOPs again")
     parser.add_argument("--write", action="store_true", help=f"write {BOOK.relative_to(ROOT)}")
     parser.add_argument("--check", action="store_true", help="whether the book is what it would be")
     args = parser.parse_args(argv)
 
     every = args.write or args.check or args.count
-    names = [n for n in recipes.list_configs() if every or re.search(args.pattern, n)]
+    try:
+        names = [n for n in recipes.list_configs() if every or re.search(args.pattern, n)]
+    except re.error as error:
+        parser.error(f"{args.pattern!r} is no regular expression: {error}")
     if not names:
-        parser.error(f"no recipe matches {args.pattern!r}; known: {recipes.list_configs()}")
+        parser.error(f"no recipe matches {args.pattern!r}; without a pattern all are listed")
     configs = {name: recipes.get_config(name) for name in names}
     models = {name: build(cfg) for name, cfg in configs.items()}
     if args.count:

@@ -27,6 +27,8 @@ __all__ = ["WSBCNCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
+_CONVERTS = "`tools/convert_weights.py IN OUT.pth` converts published ResNets and detectors"
+
 
 class WSBCNCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` for models whose norms and weight standardization matter.
@@ -276,8 +278,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
             keys = shown(state) if isinstance(state, dict) else repr(state)
             raise CheckpointError(
                 f"{filename} has no state dict that detectron2 loads: it has {keys}. "
-                "tools/convert_weights.py converts published ResNets; of other models, save the "
-                "state dict alone"
+                f"{_CONVERTS}; of other models, save the state dict alone"
             )
         return loaded
 
@@ -320,7 +321,7 @@ class WSBCNCheckpointer(DetectionCheckpointer):
         if names and len(lacking) == len(names):
             raise CheckpointError(
                 f"{self._path} has no parameter of the model: its keys are {first}, the model's "
-                f"{shown(names)}. tools/convert_weights.py converts published ResNets"
+                f"{shown(names)}. {_CONVERTS}"
             )
         if lacking and self._complete:
             raise CheckpointError(
