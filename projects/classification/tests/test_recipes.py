@@ -31,7 +31,14 @@ LAYERS = {
     "resnet110": 1 + 2 * 54 + 2,
     "r18": 1 + 2 * 6 + 2,
 }
-KINDS = {"ln": "LN_CHW", "sn_in_ln": "SN_IN_LN", "ws_gn": "GN", "ws_bcn": "BCN"}
+KINDS = {
+    "ln": "LN_CHW",
+    "sn_in_ln": "SN_IN_LN",
+    "ssn_hard": "SSN",
+    "ssn_hard_finetune": "SSN",
+    "ws_gn": "GN",
+    "ws_bcn": "BCN",
+}
 # arXiv:1907.10473, Table II and Section 4.1.3: top-1 of ResNet-50 by (GPUs, images a GPU).
 SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 TABLE_II = {
@@ -93,6 +100,17 @@ def test_settings_of_table_ii_are_all_there_with_their_batch_and_accuracy():
             assert rates == pytest.approx([1, 1, 0.1, 0.01, 0.001])
             text = (CONFIGS / f"{recipe}.py").read_text()
             assert f"Table II: {accuracy} top-1" in text
+
+
+def test_hard_ratios_are_finetuned_at_what_the_schedule_has_left():
+    scratch, finetuned = (
+        load(f"imagenet/resnet50_ssn_hard_{name}8x32") for name in ("", "finetune_")
+    )
+    assert scratch.optimizer.lr == 0.1
+    assert finetuned.optimizer.lr == 0.01
+    assert finetuned.train.max_iter * 100 == scratch.train.max_iter * 60
+    rates = [instantiate(finetuned.lr_multiplier)(epoch / 60) for epoch in (0, 29.9, 30.1, 60)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1])
 
 
 @pytest.mark.parametrize(
