@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,34 @@ def float64() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         proposal_utils.batched_nms = batched_nms
+
+
+def assert_resumes_exactly(
+    run: Callable[..., None], folder: Path, checkpoint: str
+) -> dict[str, float]:
+    """A run resumed at a checkpoint ends with the weights of the one that wrote it, bit for bit.
+
+    Args:
+        run: given the output folder and flags of the command line.
+        folder: for the runs' folders, ``whole`` and ``half``.
+        checkpoint: one before the last.
+
+    Returns:
+        the last value of each of its metrics.
+    """
+    run(folder / "whole")
+    (folder / "half").mkdir()
+    shutil.copy(folder / "whole" / checkpoint, folder / "half")
+    run(folder / "half", "--resume")
+    ours, theirs = (
+        torch.load(folder / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("half", "whole")
+    )
+    assert not differing(ours, theirs)
+    for name in ("curves.png", "predictions.png"):
+        assert (folder / "half" / name).exists()
+    lines = (folder / "half/metrics.json").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
 
 
 def differing(a: Any, b: Any, path: str = "") -> list[str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from projects.classification.classification import Classification
 from tests.engine.tiny_run import environment
-from tests.engine.tiny_training import differing
+from tests.engine.tiny_training import assert_resumes_exactly
 from wsbcn_d2.engine import argument_parser, load_config, read_config
 from wsbcn_d2.engine import run as run_engine
 from wsbcn_d2.errors import UserError
@@ -49,20 +46,9 @@ def run_script(output, *flags, overrides=()):
 
 
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    run(tmp_path / "whole")
-    (tmp_path / "half").mkdir()
-    shutil.copy(tmp_path / "whole/model_0000005.pth", tmp_path / "half")
-    run(tmp_path / "half", "--resume")
-    ours, theirs = (
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
-        for name in ("half", "whole")
-    )
-    assert not differing(ours, theirs)
-    assert (tmp_path / "half/predictions.png").exists()
+    metrics = assert_resumes_exactly(run, tmp_path, "model_0000005.pth")
 
     # The script evaluates that checkpoint to the same accuracy.
-    lines = (tmp_path / "half/metrics.json").read_text().splitlines()
-    metrics = {key: value for line in lines for key, value in json.loads(line).items()}
     weights = f"train.init_checkpoint={tmp_path}/half/model_final.pth"
     done = run_script(tmp_path / "again", "--eval-only", overrides=[weights])
     assert done.returncode == 0, done.stderr
