@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.engine.tiny_training import prepare, training
 from tests.norms.oracles import randomize
 from tests.test_setup import load_tool
 from wsbcn_d2.norms import SparseSwitchNorm2d, SwitchNorm2d
@@ -55,6 +56,31 @@ def test_ratios_only_leave_the_weights_out(tmp_path: Path) -> None:
     tool.main([str(tmp_path / "soft.pth"), str(tmp_path / "hard.pth"), "--ratios-only"])
     state = torch.load(tmp_path / "hard.pth", weights_only=True)["model"]
     assert len(state) == 3 * 5 and "0.mean_fixed" in state and "1.weight" not in state
+
+
+def test_the_commands_train_with_the_ratios_that_they_were_given(tmp_path: Path) -> None:
+    """Finetuning has the trained weights, training from scratch others; neither chooses anew."""
+    prepare(tmp_path)
+    both = "train.images_per_gpu=2", "train.max_iter=2", "train.checkpointer.period=2"
+    soft = training(tmp_path, "soft", *both, norm="SN")
+    state, stem = soft["model"], "backbone.bottom_up.stem.conv1.weight"
+    state[stem] += 1
+    generator = torch.Generator().manual_seed(0)
+    largest = {}
+    for name in [name for name in state if name.endswith(("mean_weight", "var_weight"))]:
+        state[name].normal_(generator=generator)
+        largest[name] = state[name].argmax(-1).reshape(1)
+    torch.save(soft, tmp_path / "soft.pth")
+    assert {int(choice) for choice in largest.values()} == {0, 1, 2}
+    for options in [], ["--ratios-only"]:
+        tool.main([str(tmp_path / "soft.pth"), str(tmp_path / "hard.pth"), *options])
+        # A rate of 0: what is left in the end is what was loaded.
+        start = f"train.init_checkpoint={tmp_path / 'hard.pth'}", "optimizer.lr=0"
+        trained = training(tmp_path, f"hard{len(options)}", *both, *start, norm="SSN")["model"]
+        for controls, choice in largest.items():
+            assert torch.equal(trained[controls.replace("_weight", "_fixed")], choice), controls
+            assert torch.equal(trained[controls], state[controls])
+        assert torch.equal(trained[stem], state[stem]) != bool(options)
 
 
 def test_a_model_without_sn_is_named(tmp_path: Path) -> None:
