@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .normalize import check_input, normalize
-from .pooling import BatchPool, RunningPool, row_length
+from .normalize import check_input, normalize, normalize_by_running
+from .pooling import BatchPool, row_length
 from .running_stats import BatchAveraged, frozen
 from .used_estimates import UsedEstimates
 
@@ -22,10 +22,7 @@ __all__ = ["BatchRenorm2d", "BatchRenormRule"]
 
 @dataclass
 class BatchRenormRule:
-    """BRN's rule; see `normalize`. It takes the batch's and then the running mean and variance.
-
-    In evaluation it takes the running ones only.
-    """
+    """BRN's rule; see `normalize`. It takes the batch's and then the running mean and variance."""
 
     eps: float
     r_max: float
@@ -34,14 +31,12 @@ class BatchRenormRule:
     def __call__(
         self, mean: Tensor, var: Tensor, center: Tensor, spread: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        *running, weight, bias = rest
+        running_mean, running_var, weight, bias = rest
         rstd = (spread + self.eps).rsqrt()
-        if not running:
-            return weight * rstd, bias
         with torch.no_grad():  # the corrections are constants to the gradient
-            running_rstd = (running[1] + self.eps).rsqrt()
+            running_rstd = (running_var + self.eps).rsqrt()
             r = (running_rstd / rstd).clamp(1 / self.r_max, self.r_max)
-            d = ((center - running[0]) * running_rstd).clamp(-self.d_max, self.d_max)
+            d = ((center - running_mean) * running_rstd).clamp(-self.d_max, self.d_max)
         scale = weight * rstd * r
         return scale, (mean - center) * scale + weight * d + bias
 
@@ -89,9 +84,8 @@ class BatchRenorm2d(BatchAveraged, nn.InstanceNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(self, input)
-        training = self.training and not frozen(self)
-        pool: BatchPool | RunningPool = RunningPool(self)
-        if training:
-            pool = BatchPool(self, row_length(input), used=self._used_estimates)
+        if not self.training or frozen(self):
+            return normalize_by_running(input, self)
+        pool = BatchPool(self, row_length(input), used=self._used_estimates)
         rule = BatchRenormRule(self.eps, self.r_max, self.d_max)
-        return normalize(input, rule, self.weight, self.bias, pool=pool, reads_rows=training)
+        return normalize(input, rule, self.weight, self.bias, pool=pool)

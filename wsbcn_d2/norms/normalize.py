@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
 from .modes import autocasting, full_precision, tracing
 from .pooling import BatchPool, Pool, RunningPool
 
-__all__ = ["Rule", "check_input", "normalize"]
+__all__ = ["Rule", "check_input", "normalize", "normalize_by_running"]
 
 Rule = Callable[..., Any]
 
@@ -35,13 +36,7 @@ Rule = Callable[..., Any]
 _SMALL = 32768
 
 
-def normalize(
-    x: Tensor,
-    rule: Rule,
-    *parameters: Tensor,
-    pool: Pool | None = None,
-    reads_rows: bool = True,
-) -> Tensor:
+def normalize(x: Tensor, rule: Rule, *parameters: Tensor, pool: Pool | None = None) -> Tensor:
     """``scale * (x - mean) + offset``, where ``rule(mean, var, *pooled, *parameters)`` gives both.
 
     Args:
@@ -53,9 +48,6 @@ def normalize(
             norm in torch's own layers.
         parameters: tensors that gradients are wanted for. They reach the rule in its type.
         pool: gives ``pooled``; called once in a forward. None: the rule needs none.
-        reads_rows: False where the rule needs running statistics only: the pool is then a
-            `RunningPool`, the rule gets None for ``mean`` and ``var``, and ``pooled[0]`` stands for
-            the mean in the result. ``x`` is read once.
 
     Returns:
         A tensor with the shape, type and memory format of ``x``. Twice differentiable: the second
@@ -67,22 +59,35 @@ def normalize(
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating type, got {x.dtype}; convert it with x.float()")
     if tracing():
-        return _compose(x, rule, parameters, pool, reads_rows)
+        return _compose(x, rule, parameters, pool)
     if autocasting(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return normalize(x, rule, *parameters, pool=pool, reads_rows=reads_rows)
+            return normalize(x, rule, *parameters, pool=pool)
     among_ranks = isinstance(pool, BatchPool) and pool.ranks is not None
     if x.is_cpu and 0 < x.numel() <= _SMALL and not among_ranks:
-        return _compose(x, rule, parameters, pool, reads_rows)
-    fused = kernels.fused_for(x, rule, pool) if reads_rows else None
+        return _compose(x, rule, parameters, pool)
+    fused = kernels.fused_for(x, rule, pool)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         if fused is not None:
             return _Fused.apply(x, fused, rule, pool, *parameters)
-        return _Normalize.apply(x, rule, pool, reads_rows, *parameters)
+        return _Normalize.apply(x, rule, pool, *parameters)
     if fused is not None:
         y: Tensor = fused.forward(x, rule, pool, parameters)[0]
         return y
-    return _forward(x, rule, pool, reads_rows, parameters)[0]
+    return _forward(x, rule, pool, parameters)[0]
+
+
+def normalize_by_running(x: Tensor, module: nn.Module) -> Tensor:
+    """Batch normalization by the running statistics of ``module``, for which no row is read.
+
+    Args:
+        x: ``(N, C, *)``, of any floating type.
+        module: has ``weight``, ``bias``, ``running_mean``, ``running_var`` and ``eps``.
+    """
+    dtype = kernels.accumulation_dtype(x)
+    center, spread = RunningPool(module).running(dtype)
+    weight, bias = _as(dtype, (module.weight, module.bias))  # type: ignore[arg-type]
+    return F.batch_norm(x, center, spread, weight, bias, eps=module.eps)  # type: ignore[arg-type]
 
 
 def check_input(module: nn.Module, x: Tensor, dims: Sequence[int] = (4,)) -> None:
@@ -108,25 +113,14 @@ def check_input(module: nn.Module, x: Tensor, dims: Sequence[int] = (4,)) -> Non
         )
 
 
-def _compose(
-    x: Tensor,
-    rule: Rule,
-    parameters: tuple[Tensor, ...],
-    pool: Pool | None,
-    reads_rows: bool,
-) -> Tensor:
+def _compose(x: Tensor, rule: Rule, parameters: tuple[Tensor, ...], pool: Pool | None) -> Tensor:
     """The same function from differentiable operators: for tracers and second derivatives, and for
     maps so small that nothing else is faster."""
     dtype = kernels.accumulation_dtype(x)
     wide = x if x.dtype == dtype else x.to(dtype)
     parameters = tuple(_as(dtype, parameters))
-    mean = var = None
-    if reads_rows:
-        mean, var = _row_moments(wide)
-        pooled = () if pool is None else pool(mean, var)
-    else:
-        assert isinstance(pool, RunningPool)
-        pooled = pool.running(dtype)
+    mean, var = _row_moments(wide)
+    pooled = () if pool is None else pool(mean, var)
     if hasattr(rule, "apply"):
         y: Tensor = rule.apply(wide, *pooled, *parameters)
     else:
@@ -134,7 +128,7 @@ def _compose(
             center, scale, offset = rule.about(mean, var, *pooled, *parameters)
         else:
             scale, offset = rule(mean, var, *pooled, *parameters)
-            center = pooled[0] if mean is None else mean
+            center = mean
         if tracing():  # a shape would carry the example's N into the graph of an exporter
             index = (..., *(None,) * (x.dim() - 2))
             center, scale, offset = center[index], scale[index], offset[index]
@@ -160,24 +154,13 @@ def _row_moments(wide: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _forward(
-    x: Tensor,
-    rule: Rule,
-    pool: Pool | None,
-    reads_rows: bool,
-    parameters: tuple[Tensor, ...],
+    x: Tensor, rule: Rule, pool: Pool | None, parameters: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """The result, then the statistics: those of rows, unless none are read, and what was pooled."""
-    dtype = kernels.accumulation_dtype(x)
-    statistics: tuple[Tensor, ...]
-    if reads_rows:
-        mean, var = kernels.moments(x)
-        statistics = (mean, var, *(() if pool is None else pool(mean, var)))
-        scale, offset = rule(*statistics, *_as(dtype, parameters))
-    else:
-        assert isinstance(pool, RunningPool)
-        statistics = pool.running(dtype)
-        scale, offset = rule(None, None, *statistics, *_as(dtype, parameters))
-    return kernels.transform(x, statistics[0], scale, offset), *statistics
+    """The result, then the statistics: those of rows, and what was pooled."""
+    mean, var = kernels.moments(x)
+    statistics = (mean, var, *(() if pool is None else pool(mean, var)))
+    scale, offset = rule(*statistics, *_as(mean.dtype, parameters))
+    return kernels.transform(x, mean, scale, offset), *statistics
 
 
 def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -186,17 +169,10 @@ def _as(dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        rule: Rule,
-        pool: Pool | None,
-        reads_rows: bool,
-        *parameters: Tensor,
-    ) -> Tensor:
-        y, *statistics = _forward(x, rule, pool, reads_rows, parameters)
+    def forward(ctx: Any, x: Tensor, rule: Rule, pool: Pool | None, *parameters: Tensor) -> Tensor:
+        y, *statistics = _forward(x, rule, pool, parameters)
         ctx.save_for_backward(x, *statistics, *parameters)
-        ctx.rule, ctx.pool, ctx.reads_rows, ctx.count = rule, pool, reads_rows, len(statistics)
+        ctx.rule, ctx.pool, ctx.count = rule, pool, len(statistics)
         return y
 
     @staticmethod
@@ -208,7 +184,7 @@ class _Normalize(torch.autograd.Function):
                 dx, grads = _differentiable_backward(ctx, x, statistics, parameters, dy)
             else:
                 dx, grads = _backward(ctx, x, statistics, parameters, dy)
-        return dx, None, None, None, *grads
+        return dx, None, None, *grads
 
 
 Gradients = tuple[Tensor | None, list[Tensor | None]]
@@ -219,18 +195,17 @@ def _backward(
 ) -> Gradients:
     mean = statistics[0]
     dy_sum, dy_dot = kernels.reduce_gradient(dy, x, mean)
-    wanted = ctx.needs_input_grad[4:]
-    has_rows = ctx.reads_rows
+    wanted = ctx.needs_input_grad[3:]
     through_pool = ctx.pool is not None and ctx.pool.differentiable
     # Of the statistics, those of rows and the first two pooled ones depend on x.
-    depend = (2 + 2 * through_pool) if has_rows else 0
+    depend = 2 + 2 * through_pool
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(i < depend) for i, t in enumerate(statistics)]
         copies = [
             p.detach().to(mean.dtype).requires_grad_(w)
             for p, w in zip(parameters, wanted, strict=True)
         ]
-        scale, offset = ctx.rule(*([] if has_rows else [None, None]), *leaves, *copies)
+        scale, offset = ctx.rule(*leaves, *copies)
         outputs = [
             (output, grad.sum_to_size(output.shape))
             for output, grad in ((scale, dy_dot), (offset, dy_sum))
@@ -250,13 +225,11 @@ def _backward(
         next(found).to(p.dtype) if w else None for p, w in zip(parameters, wanted, strict=True)
     ]
     scale = scale.detach()
-    dmean = dvar = None
-    if has_rows:
-        # y also depends on the mean by -scale * mean.
-        dmean, dvar = torch.addcmul(of_statistics[0], scale, dy_sum, value=-1), of_statistics[1]
-        if through_pool:
-            back = ctx.pool.backward(mean, statistics[2], *of_statistics[2:])
-            dmean, dvar = dmean + back[0], dvar + back[1]
+    # y also depends on the mean by -scale * mean.
+    dmean, dvar = torch.addcmul(of_statistics[0], scale, dy_sum, value=-1), of_statistics[1]
+    if through_pool:
+        back = ctx.pool.backward(mean, statistics[2], *of_statistics[2:])
+        dmean, dvar = dmean + back[0], dvar + back[1]
     dx = None
     if ctx.needs_input_grad[0]:
         dx = kernels.input_gradient(dy, x, mean, scale, dmean, dvar)
@@ -272,7 +245,7 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         y, rows, kept = fused.forward(x, rule, pool, parameters)
         ctx.save_for_backward(x, rows, kept, *parameters)
-        ctx.fused, ctx.rule, ctx.pool, ctx.reads_rows = fused, rule, pool, True
+        ctx.fused, ctx.rule, ctx.pool = fused, rule, pool
         return y
 
     @staticmethod
@@ -293,8 +266,10 @@ class _Fused(torch.autograd.Function):
         return dx, None, None, None, *grads
 
 
-class _Again(RunningPool):
+class _Again:
     """What a forward pooled: of its batch, differentiably; of earlier ones, as it was then."""
+
+    differentiable, fused = False, None
 
     def __init__(self, pool: Pool, pooled: list[Tensor]) -> None:
         self._pool, self._pooled = pool, pooled
@@ -306,15 +281,12 @@ class _Again(RunningPool):
         pool.used = None  # type: ignore[attr-defined]
         return (*pool(mean, var), *self._pooled[2:])
 
-    def running(self, dtype: torch.dtype, copy: bool | None = None) -> tuple[Tensor, ...]:
-        return tuple(self._pooled)
-
 
 def _differentiable_backward(
     ctx: Any, x: Tensor, statistics: list[Tensor], parameters: tuple[Tensor, ...], dy: Tensor
 ) -> Gradients:
-    pool = None if ctx.pool is None else _Again(ctx.pool, statistics[2 * ctx.reads_rows :])
-    y = _compose(x, ctx.rule, parameters, pool, ctx.reads_rows)
+    pool = None if ctx.pool is None else _Again(ctx.pool, statistics[2:])
+    y = _compose(x, ctx.rule, parameters, pool)
     inputs = [t for t in (x, *parameters) if t.requires_grad]
     found = iter(
         torch.autograd.grad(

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .normalize import check_input, normalize
+from .normalize import check_input, normalize, normalize_by_running
 from .pooling import BatchPool, RunningPool, pool_channels, row_length
 from .running_stats import BatchAveraged, frozen
 from .sync import PoolsOverRanks, Ranks
@@ -66,12 +66,12 @@ class SwitchRule:
 
     def __call__(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         mixed, scale, bias = self.about(mean, var, *rest)
-        return scale, torch.addcmul(bias, (rest[0] if mean is None else mean) - mixed, scale)
+        return scale, torch.addcmul(bias, mean - mixed, scale)
 
     def about(self, mean: Tensor, var: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed mean m, the scale and the bias: y = scale * (x - m) + bias."""
         *pooled, weight, bias, mean_control, var_control = rest
-        if self.unbiased != 1.0 and var is not None:  # None with "bn" alone: no row is read
+        if self.unbiased != 1.0:
             var = var * self.unbiased
         means, variances = [], []
         for name in self.used:
@@ -193,6 +193,10 @@ class SwitchNorm(BatchAveraged, nn.Module):
         self._check_input(input)
         training = self.training and not frozen(self)
         used = self.statistics if training else self.used_statistics()
+        # Controls that train need their gradients of zero, which this would not give.
+        trains = torch.is_grad_enabled() and self.mean_weight.requires_grad
+        if used == ("bn",) and not training and not trains:
+            return normalize_by_running(input, self)
         pool: BatchPool | RunningPool | None = None
         if "bn" in used:
             pool = self._batch_pool(input) if training else RunningPool(self)
@@ -203,7 +207,6 @@ class SwitchNorm(BatchAveraged, nn.Module):
             self.bias,
             *self._controls(training),
             pool=pool,
-            reads_rows=training or used != ("bn",),
         )
 
     def _controls(self, training: bool) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .normalize import check_input, normalize
-from .pooling import BatchPool, RunningPool, row_length
+from .normalize import check_input, normalize, normalize_by_running
+from .pooling import BatchPool, row_length
 from .running_stats import BatchAveraged, frozen
 from .sync import PoolsOverRanks
 
@@ -19,16 +19,16 @@ __all__ = ["BatchNormRule", "SyncBatchNorm2d"]
 
 @dataclass
 class BatchNormRule:
-    """BN's rule; see `normalize`. It takes the mean and variance of the batch, or running ones."""
+    """BN's rule; see `normalize`. It takes the mean and variance of the batch."""
 
     eps: float
 
     def __call__(
-        self, mean: Tensor | None, var: Tensor, center: Tensor, spread: Tensor, *affine: Tensor
+        self, mean: Tensor, var: Tensor, center: Tensor, spread: Tensor, *affine: Tensor
     ) -> tuple[Tensor, Tensor]:
         weight, bias = affine
         scale = weight * (spread + self.eps).rsqrt()
-        return scale, bias if mean is None else torch.addcmul(bias, mean - center, scale)
+        return scale, torch.addcmul(bias, mean - center, scale)
 
 
 class SyncBatchNorm2d(PoolsOverRanks, BatchAveraged, nn.InstanceNorm2d):
@@ -63,9 +63,7 @@ class SyncBatchNorm2d(PoolsOverRanks, BatchAveraged, nn.InstanceNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(self, input)
-        training = self.training and not frozen(self)
-        pool: BatchPool | RunningPool = RunningPool(self)
-        if training:
-            pool = BatchPool(self, row_length(input), self.ranks, unbiased="running")
-        rule = BatchNormRule(self.eps)
-        return normalize(input, rule, self.weight, self.bias, pool=pool, reads_rows=training)
+        if not self.training or frozen(self):
+            return normalize_by_running(input, self)
+        pool = BatchPool(self, row_length(input), self.ranks, unbiased="running")
+        return normalize(input, BatchNormRule(self.eps), self.weight, self.bias, pool=pool)

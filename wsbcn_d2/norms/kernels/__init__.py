@@ -111,14 +111,13 @@ def reduce_gradient(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor
 
 
 def input_gradient(
-    dy: Tensor, x: Tensor, mean: Tensor, scale: Tensor, dmean: Tensor | None, dvar: Tensor | None
+    dy: Tensor, x: Tensor, mean: Tensor, scale: Tensor, dmean: Tensor, dvar: Tensor
 ) -> Tensor:
     """``dx = scale * dy + (2 dvar / L)(x - mean) + dmean / L``: the fourth read.
 
-    ``dmean`` and ``dvar`` are the gradients of the row statistics, or None where the statistics
-    were not taken from ``x``.
+    ``dmean`` and ``dvar`` are the gradients of the row statistics.
     """
-    if dmean is None or dvar is None or x.numel() == 0:
-        return (dy.to(mean.dtype) * reference.spread(scale, x)).to(x.dtype)
+    if x.numel() == 0:
+        return dy.to(x.dtype)
     dx: Tensor = _passes_for(x).input_gradient(dy, x, mean, scale, dmean, dvar)
     return dx
