@@ -137,26 +137,22 @@ class EstimatePool(RunningPool):
         return 1.0
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        if recomputing():
-            return self.used.find(mean, var)
-        with torch.no_grad():
-            self._move(mean, var)
-            pooled = self.running(mean.dtype, copy=True)
-        if self.remembers:
-            self.used.keep(mean, var, pooled)
-        return pooled
+        return self.used.once(mean, var, lambda: self._moved(mean, var), self.remembers)
 
-    def _move(self, mean: Tensor, var: Tensor) -> None:
+    def _moved(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         # The paper's order: the variance is taken about the estimate from before the move.
         old = self.module.running_mean
         assert isinstance(old, Tensor)
         count: int | Tensor
-        if self.ranks.size() > 1:
-            pooled, second, count = pool_ranks(mean, var, self.positions, self.ranks)
-        else:
-            pooled, second = pool_batch(mean, var)
-            count = mean.shape[0] * self.positions
-        move_running_statistics(self.module, pooled, second + (pooled - old).square(), count)
+        with torch.no_grad():
+            if self.ranks.size() > 1:
+                pooled, second, count = pool_ranks(mean, var, self.positions, self.ranks)
+            else:
+                pooled, second = pool_batch(mean, var)
+                count = mean.shape[0] * self.positions
+            about = second + (pooled - old).square()
+            move_running_statistics(self.module, pooled, about, count)
+            return self.running(mean.dtype, copy=True)
 
 
 class _ChannelStatistics(nn.InstanceNorm1d):

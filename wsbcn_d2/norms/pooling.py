@@ -145,12 +145,11 @@ class BatchPool:
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         before: tuple[Tensor, ...] = ()
-        if self.used is not None and recomputing():
-            before = self.used.find(mean, var)
-        elif self.used is not None:
-            before = RunningPool(self.module).running(mean.dtype, copy=True)
-            if self.remembers:
-                self.used.keep(mean, var, before)
+        if self.used is not None:
+            running = RunningPool(self.module)
+            before = self.used.once(
+                mean, var, lambda: running.running(mean.dtype, copy=True), self.remembers
+            )
         if self.inner != 1.0:
             var = var * self.inner
         count: int | Tensor
@@ -162,11 +161,11 @@ class BatchPool:
                 self.correction = count / max(count - 1, 1)
         else:
             pooled, second, count = self._pool_ranks(mean, var, self.ranks)
-        running = second
+        moved = second
         if self.unbiased != "none":
-            running = second * self.correction
-            second = running if self.unbiased == "both" else second
-        move_running_statistics(self.module, pooled, running, count)
+            moved = second * self.correction
+            second = moved if self.unbiased == "both" else second
+        move_running_statistics(self.module, pooled, moved, count)
         return pooled, second, *before
 
     def _pool_ranks(self, mean: Tensor, var: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .modes import recomputing
 
 __all__ = ["UsedEstimates"]
 
@@ -30,19 +33,34 @@ class UsedEstimates:
         self._calls: deque[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = deque(maxlen=_REMEMBERED)
         self._found = False
 
-    def keep(self, mean: Tensor, var: Tensor, used: tuple[Tensor, ...]) -> None:
-        """Remember what the forward with these row statistics used."""
+    def once(
+        self, mean: Tensor, var: Tensor, take: Callable[[], tuple[Tensor, ...]], remember: bool
+    ) -> tuple[Tensor, ...]:
+        """What ``take()`` gives; in a recomputation what it gave the first time.
+
+        Args:
+            mean, var: the row statistics of the forward.
+            take: returns the estimates that the forward uses.
+            remember: whether the forward may be run again (`may_be_recomputed`).
+
+        Raises:
+            RuntimeError: no forward with these row statistics is remembered, or there are several
+                that used different estimates.
+        """
+        if recomputing():
+            return self._find(mean, var)
+        used = take()
+        if remember:
+            self._keep(mean, var, used)
+        return used
+
+    def _keep(self, mean: Tensor, var: Tensor, used: tuple[Tensor, ...]) -> None:
         if self._found:  # a backward pass lies between: what came before it is done
             self._calls.clear()
             self._found = False
         self._calls.append((mean.detach().clone(), var.detach().clone(), used))
 
-    def find(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        """What the forward with these row statistics used.
-
-        Raises:
-            RuntimeError: there is none, or there are several that used different estimates.
-        """
+    def _find(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
         self._found = True
         found = [u for m, v, u in self._calls if torch.equal(m, mean) and torch.equal(v, var)]
         if not found:
