@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import dense, like, on_device, place_channels, tile
-from .triton_passes import launch_reduce, write_affine, write_gradient
+from .tiling import on_device, place_channels
+from .triton_passes import launch_gradient, launch_reduce, write_affine, write_gradient
 from .triton_pools import KINDS, launch_write, pooled, pooled_of_rows, sums
 
 __all__ = ["backward", "forward"]
@@ -203,11 +203,9 @@ def backward(
     parameters: tuple[Tensor, ...],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients of ``x`` and of the parameters, these in float32."""
-    x = dense(x)
-    dy = like(dy, x)
+    dy, x, parts, splits = launch_reduce(dy, x, rows[0])
     samples, channels = x.shape[:2]
     weight, _, *inner = (p.contiguous() for p in parameters)
-    parts, splits = launch_reduce(dy, x, rows[0])
     width = channels // rule.num_groups
     grads = tuple(torch.empty(p.shape, dtype=torch.float32, device=x.device) for p in parameters)
     through = torch.empty_like(kept)
@@ -215,18 +213,13 @@ def backward(
     block = max(triton.next_power_of_2(width), 4)
     # Not 1: Triton 3.6 fails to compile sums over a dimension of one.
     few = max(min(512 // block, 64, triton.next_power_of_2(samples)), 2)
-    length = x.numel() // (samples * channels)
-    tiling = tile(x, reduces=False)
-    dx = torch.empty_like(x)
     with on_device(x.device):
         _groups_kernel[(rule.num_groups,)](
             rows[0], rows[1], kept, parts, weight, *inner, through, of_groups, *grads,
             rule.eps, rule.inner_eps, samples, channels, width, splits,
             TILE_N=few, WIDTH=block, num_warps=4,
         )  # fmt: skip
-        _dx_kernel[tiling.grid](
-            dy, x, dx, rows[0], kept, *inner, through, of_groups, rule.inner_eps,
-            2 / length if length > 1 else 0.0, 1 / length, samples, width, *tiling.sizes,
-            POOLED=batch is not None and batch.differentiable, **tiling.options,
-        )  # fmt: skip
-    return dx, grads
+    numbers = rows[0], kept, *inner, through, of_groups, rule.inner_eps
+    from_batch = batch is not None and batch.differentiable
+    counts = samples, width
+    return launch_gradient(_dx_kernel, dy, x, numbers, counts, POOLED=from_batch), grads

@@ -11,6 +11,9 @@ on CPU tensors. Without triton, importing this module fails; `kernels` then uses
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +23,7 @@ from .tiling import SIZES, dense, like, on_device, place, tile
 
 __all__ = [
     "input_gradient",
+    "launch_gradient",
     "launch_moments",
     "launch_reduce",
     "moments",
@@ -208,14 +212,15 @@ def _reduce_kernel(
 
 def reduce_gradient(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.reduce_gradient`."""
-    x = dense(x)
-    parts, splits = launch_reduce(like(dy, x), x, mean)
+    _, _, parts, splits = launch_reduce(dy, x, mean)
     sums = parts[:, 0] if splits == 1 else parts.sum(1)
     return sums[0], sums[1]
 
 
-def launch_reduce(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, int]:
-    """`reduce_gradient` of dense tensors in parts ``(2, S, N, C)`` that add up, and S."""
+def launch_reduce(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """``dy`` and ``x``, dense alike; `reduce_gradient` in parts ``(2, S, N, C)`` to add up; S."""
+    x = dense(x)
+    dy = like(dy, x)
     tiling = tile(x, reduces=True)
     rows, splits = x.shape[0] * x.shape[1], tiling.grid[1]
     parts = x.new_empty((2, splits, *x.shape[:2]), dtype=torch.float32)
@@ -224,7 +229,7 @@ def launch_reduce(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, int]:
         _reduce_kernel[tiling.grid](
             dy, x, mean, parts[0], parts[1], rows, *tiling.sizes, **tiling.options
         )
-    return parts, splits
+    return dy, x, parts, splits
 
 
 @triton.jit
@@ -266,14 +271,32 @@ def input_gradient(
 ) -> Tensor:
     """`kernels.input_gradient`, for statistics that were taken from ``x``."""
     x = dense(x)
-    dy = like(dy, x)
+    numbers = [t.expand(x.shape[:2]).contiguous() for t in (mean, scale, dmean, dvar)]
+    return launch_gradient(_input_gradient_kernel, like(dy, x), x, numbers)
+
+
+def launch_gradient(
+    kernel: Any,
+    dy: Tensor,
+    x: Tensor,
+    numbers: Sequence[Any],
+    counts: Sequence[int] = (),
+    **options: Any,
+) -> Tensor:
+    """``dx`` of dense ``dy`` and ``x``, by a kernel that ends in `write_gradient`.
+
+    Args:
+        numbers: the kernel's arguments up to the factors of slope and level.
+        counts: those between the factors and the tiling's sizes.
+        options: what else it is compiled for.
+    """
     tiling = tile(x, reduces=False)
     dx = torch.empty_like(x)
-    numbers = [t.expand(x.shape[:2]).contiguous() for t in (mean, scale, dmean, dvar)]
     length = x.numel() // (x.shape[0] * x.shape[1])
     slope_factor = 2 / length if length > 1 else 0.0  # at L = 1 x is its own mean
     with on_device(x.device):
-        _input_gradient_kernel[tiling.grid](
-            dy, x, dx, *numbers, slope_factor, 1 / length, *tiling.sizes, **tiling.options
-        )
+        kernel[tiling.grid](
+            dy, x, dx, *numbers, slope_factor, 1 / length, *counts, *tiling.sizes, **options,
+            **tiling.options,
+        )  # fmt: skip
     return dx

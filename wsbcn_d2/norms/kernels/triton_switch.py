@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import dense, like, on_device, place_channels, tile
-from .triton_passes import launch_reduce, write_affine, write_gradient
+from .tiling import on_device, place_channels
+from .triton_passes import launch_gradient, launch_reduce, write_affine, write_gradient
 from .triton_pools import KINDS, launch_write, pooled_of_rows, sums
 
 __all__ = ["backward", "forward"]
@@ -337,11 +337,9 @@ def backward(
     parameters: tuple[Tensor, ...],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients of ``x`` and of the parameters, these in float32."""
-    x = dense(x)
-    dy = like(dy, x)
+    dy, x, parts, splits = launch_reduce(dy, x, rows[0])
     samples, channels = x.shape[:2]
     weight, _, *controls = (p.contiguous() for p in parameters)
-    parts, splits = launch_reduce(dy, x, rows[0])
     places, width = _places(rule), _width(channels, controls[0])
     grads = tuple(torch.empty(p.shape, dtype=torch.float32, device=x.device) for p in parameters)
     through = torch.empty_like(kept)
@@ -349,19 +347,14 @@ def backward(
     dratios = make((2, places["K"], channels), dtype=torch.float32)
     few = samples <= 16
     block = 256 if few else 16
-    length = x.numel() // (samples * channels)
-    tiling = tile(x, reduces=False)
-    dx = torch.empty_like(x)
     with on_device(x.device):
         _sums_kernel[(triton.cdiv(channels, block) + samples * (places["LN"] >= 0),)](
             rows[0], rows[1], kept, parts, weight, *controls, through, grads[0], grads[1], dratios,
             rule.eps, samples, channels, width, splits, **places,
             TILE_N=4 if few else 64, TILE_C=block, num_warps=4,
         )  # fmt: skip
-        _dx_kernel[tiling.grid](
-            dy, x, dx, rows[0], rows[1], kept, parts, weight, *controls, through, dratios,
-            grads[2], grads[3], rule.eps, 2 / length if length > 1 else 0.0, 1 / length,
-            samples, width, splits, *tiling.sizes,
-            POOLED=batch is not None and batch.differentiable, **places, **tiling.options,
-        )  # fmt: skip
-    return dx, grads
+    numbers = (rows[0], rows[1], kept, parts, weight, *controls, through, dratios, grads[2],
+               grads[3], rule.eps)  # fmt: skip
+    from_batch = batch is not None and batch.differentiable
+    counts = samples, width, splits
+    return launch_gradient(_dx_kernel, dy, x, numbers, counts, POOLED=from_batch, **places), grads
