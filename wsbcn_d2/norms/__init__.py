@@ -16,18 +16,15 @@ from .sparse_switchable_norm import (
     SparseSwitchNorm3d,
 )
 from .sparsemax import sparsemax, sparsestmax
-from .switchable_norm import (
-    SwitchNorm,
-    SwitchNorm1d,
-    SwitchNorm2d,
-    SwitchNorm3d,
+from .switchable_norm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .sync import prepare_sync_norms
+from .sync_batch_norm import SyncBatchNorm2d
+from .sync_switchable_norm import (
     SyncSwitchNorm,
     SyncSwitchNorm1d,
     SyncSwitchNorm2d,
     SyncSwitchNorm3d,
 )
-from .sync import prepare_sync_norms
-from .sync_batch_norm import SyncBatchNorm2d
 from .weight_normalization import WNConv1d, WNConv2d, WNConv3d, WNConvMixin, normalize_weight
 from .weight_standardization import WSConv1d, WSConv2d, WSConv3d, WSConvMixin, standardize_weight
 
