@@ -95,6 +95,10 @@ def _table(title: str, columns: dict[str, dict[str, Any]]) -> str:
 def _section(found: SplitSurvey) -> str:
     parts = [f"<h2>{html.escape(found.report.source)}</h2>"]
     parts.append(tabulate(list(found.counts.items()), tablefmt="html"))
+    if found.objects:
+        parts.append(tabulate(list(found.objects.items()), ["class", "objects"], tablefmt="html"))
+    if not found.report.findings:
+        parts.append("<p>Nothing found.</p>")
     for finding in sorted(found.report.findings, key=lambda finding: finding.severity):
         parts.append(f'<p class="{finding.severity}">{html.escape(str(finding.severity))}: ')
         parts.append(f"{html.escape(finding.message)}</p>{_pictures(found, finding)}")

@@ -48,7 +48,9 @@ def test_counts_are_those_of_the_set(mine, capsys):
         assert train["objects"][name] + val["objects"][name] == expected
     assert train["counts"]["with a mask"] == train["counts"]["objects"]
     assert not train["findings"] and not val["findings"]
-    assert "nothing found" in run(capsys, str(mine))
+    page = mine.parent / "report.html"
+    assert "nothing found" in run(capsys, str(mine), "--html", str(page))
+    assert page.read_text().count("Nothing found.") == page.read_text().count(">round") == 2
 
 
 def test_odd_files_and_labels_are_found_with_pictures(mine, capsys, tmp_path):
