@@ -51,7 +51,7 @@ def resolve_config_file(name: str) -> str:
         f"--config-file {name!r} not found.\n"
         f"  Looked for: {os.path.abspath(name)}; a recipe in {config_root()}; "
         f"detectron2's {zoo}\n"
-        "  " + did_you_mean(name, known, f"recipes: {', '.join(ours)}")
+        "  " + did_you_mean(name, known, f"there are {len(ours)} recipes, such as {ours[0]}")
     )
 
 
