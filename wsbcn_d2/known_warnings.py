@@ -5,6 +5,7 @@ No user of this project can act on them. To be imported before detectron2 is.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -32,6 +33,10 @@ def _silence() -> None:
         inherited = os.environ.get("PYTHONWARNINGS", "")
         if text not in inherited.split(","):
             os.environ["PYTHONWARNINGS"] = f"{inherited},{text}".strip(",")
+    # detectron2 asks torch by a name that torch is about to change, and torch says so in its log.
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(
+        lambda record: "is_fx_tracing" not in record.getMessage()
+    )
 
 
 _silence()
