@@ -13,7 +13,7 @@ from PIL import Image
 from tests.test_setup import load_tool
 from wsbcn_d2.analysis import LayerRatios, RatioLog, collect_ratios, switch_layers
 from wsbcn_d2.analysis.ratio_bars import COLORS, plot_layers, plot_parts, plot_spread
-from wsbcn_d2.analysis.ratio_curves import divergence, plot_snapshots
+from wsbcn_d2.analysis.ratio_curves import divergence, plot_curves, plot_snapshots
 from wsbcn_d2.analysis.run_ratios import Layer, RunRatios, load_run_ratios
 from wsbcn_d2.norms import SparseSwitchNorm2d, SwitchNorm2d
 
@@ -174,3 +174,15 @@ def test_colors_differ_in_grey() -> None:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         grey.append(116 * (linear @ [0.2126, 0.7152, 0.0722]) ** (1 / 3) - 16)
     assert np.diff(sorted(grey)).min() > 15
+
+
+def test_hard_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
+    figure = plot_curves(by_hand(*[[1.0, 0.0, 0.0]] * 3))
+    figure.savefig(tmp_path / "curves.png", dpi=100)
+    pixels = np.array(Image.open(tmp_path / "curves.png").convert("RGB"))
+    box = figure.axes[0].get_window_extent().padded(3)
+    height = len(pixels)
+    inside = pixels[height - int(box.y1) : height - int(box.y0), int(box.x0) : int(box.x1)]
+    for name, color in COLORS.items():
+        rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (inside == rgb).all(-1).any(1).sum() >= 1, name

@@ -23,6 +23,8 @@ from .run_ratios import RunRatios
 __all__ = ["divergence", "plot_curves", "plot_snapshots"]
 
 _FONT = 8.5
+# Each leaves something of those before it to be seen.
+_STYLES = {"in": "-", "ln": (0, (5, 2.5)), "bn": (0, (1.5, 3))}
 # A ratio of 0 would make the divergence infinite.
 _LEAST = 1e-4
 
@@ -66,8 +68,11 @@ def plot_curves(run: RunRatios) -> Figure:
                 for line in lines if len(lines) > 1 else []:
                     ax.plot(run.iterations, line, color=COLORS[statistic], linewidth=0.5, alpha=0.5)
                 if lines:
-                    mean = np.mean(lines, 0)
-                    ax.plot(run.iterations, mean, color=COLORS[statistic], linewidth=2)
+                    # Hard ratios coincide, and lie on the frame.
+                    ax.plot(
+                        run.iterations, np.mean(lines, 0), color=COLORS[statistic],
+                        linewidth=2, linestyle=_STYLES[statistic], clip_on=False, zorder=3,
+                    )  # fmt: skip
             ax.set_ylim(limits)
         apart = [divergence(r.mean, r.var).mean(1) for r in ratios]
         for line in apart if len(apart) > 1 else []:
