@@ -31,61 +31,40 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def make_executor(
-    name: str,
-    folder: Path,
-    code: Path,
-    runs: Sequence[RunFolder],
-    profile: Profile,
-    max_parallel: int,
-    dependency: str | None = None,
+    profile: Profile, folder: Path, code: Path, runs: Sequence[RunFolder], **options: Any
 ) -> submitit.SlurmExecutor:
     """An executor for a job, or for an array of them.
 
     Args:
-        name: of the jobs.
+        profile: resources.
         folder: submitit's. For an array, ``runs/<index>`` in it are links to the runs' folders.
         code: the copy of the code.
         runs: one for each job.
-        profile: resources.
-        max_parallel: jobs of an array at a time.
-        dependency: sbatch's.
+        options: of submitit, such as ``job_name`` and ``array_parallelism``.
     """
     array = len(runs) > 1
-    options: dict[str, Any] = {
+    srun = [*_SRUN, f"--cpus-per-task={profile.cpus_per_task}"]
+    sbatch: dict[str, Any] = {
         "output": folder / "runs" / "%a" / "log.txt" if array else runs[0].log,
         "chdir": code,
         "requeue": True,
         "signal": f"B:USR2@{profile.grace}",
     }
-    for each in ("partition", "account", "qos", "constraint", "mem"):
-        if getattr(profile, each) is not None:
-            options[each] = getattr(profile, each)
-    if profile.gpus_per_node:
-        options["gpus-per-node"] = profile.gpus_per_node
-    if dependency:
-        options |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    srun = [*_SRUN, f"--cpus-per-task={profile.cpus_per_task}"]
+    if profile.mem is not None:
+        sbatch["mem"] = profile.mem  # with a unit, where submitit's is in GB
+    if "dependency" in options:
+        sbatch["kill-on-invalid-dep"] = "yes"
     if profile.min_nodes in (None, profile.nodes):
-        options["ntasks-per-node"] = profile.tasks
-        options["cpus-per-task"] = profile.cpus_per_task
+        sbatch["ntasks-per-node"] = profile.tasks
+        sbatch["cpus-per-task"] = profile.cpus_per_task
     else:
         # SLURM would keep the first start's number of tasks, and a requeued job wait for as many
         # nodes again. So the job asks for CPUs, and only srun for tasks.
-        options["nodes"] = f"{profile.min_nodes}-{profile.nodes}"
-        options["mincpus"] = profile.tasks * profile.cpus_per_task
+        sbatch["nodes"] = f"{profile.min_nodes}-{profile.nodes}"
+        sbatch["mincpus"] = profile.tasks * profile.cpus_per_task
         srun.append(f"--ntasks-per-node={profile.tasks}")
     job = ["exec", "bash", str(code / "slurm/wsbcn_slurm/job.sh"), *srun, *profile.srun_args]
     python = profile.python or shlex.quote(sys.executable)
-    executor = _Executor(folder, python=f"{shlex.join(job)} {python}")
-    executor.update_parameters(
-        job_name=name,
-        time=profile.minutes,
-        nodes=profile.nodes,
-        array_parallelism=max_parallel,
-        stderr_to_stdout=True,
-        use_srun=False,
-        additional_parameters={**options, **profile.sbatch},
-    )
     run = shlex.quote(str(runs[0].folder))
     if array:
         run = f'{shlex.quote(str(folder / "runs"))}/"$SLURM_ARRAY_TASK_ID"'
@@ -105,7 +84,18 @@ def make_executor(
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         *profile.setup,
     ]
-    executor.update_parameters(setup=setup)
+    executor = _Executor(folder, python=f"{shlex.join(job)} {python}")
+    executor.update_parameters(
+        **{name: getattr(profile, name) for name in ("partition", "account", "qos", "constraint")},
+        gpus_per_node=profile.gpus_per_node or None,
+        time=profile.minutes,
+        nodes=profile.nodes,
+        stderr_to_stdout=True,
+        use_srun=False,
+        setup=setup,
+        additional_parameters={**sbatch, **profile.sbatch},
+        **options,
+    )
     return executor
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     runs = [RunFolder(folder) for folder in args.folders]
     for run in runs:
-        if not run.exists():
+        if not run.jobs():
             sys.exit(f"cancel.py: error: {run.output_dir}: nothing was submitted there")
     for run in runs:
         jobs = list(queue(run.jobs()))

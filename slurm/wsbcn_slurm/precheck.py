@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import LazyConfig
+from torch import nn
 
 from wsbcn_d2 import data  # noqa: F401  registers datasets
 from wsbcn_d2.engine import (
@@ -33,16 +34,13 @@ class Plan:
     """A run, checked.
 
     Attributes:
-        config: the config with its overrides.
+        config: the config with its overrides, for the largest number of nodes.
         config_file: absolute path.
         opts: the overrides, with an absolute output folder.
         output_dir: absolute.
-        max_iter, images: iterations, and images in each; images is 0 where the config hides it.
-        batch: how the processes carry a step out, in words, for each number of nodes.
-        parameters: of the model.
-        checkpoints: how many the run will have written.
-        checkpoint_bytes: of one, about: weights, and as much again for SGD's momentum.
-        evaluations: how many, with the last.
+        max_iter: iterations; 0 in an evaluation.
+        images: in an optimizer step; 0 where the config hides it.
+        summary: lines for people.
     """
 
     config: RunConfig
@@ -51,11 +49,7 @@ class Plan:
     output_dir: Path
     max_iter: int
     images: int
-    batch: list[str]
-    parameters: int
-    checkpoints: int
-    checkpoint_bytes: int
-    evaluations: int
+    summary: list[str]
 
     def save_config(self, path: Path) -> None:
         """Save the resolved config."""
@@ -88,39 +82,41 @@ def check_run(args: argparse.Namespace, opts: Sequence[str], profile: Profile) -
             "resume: add --resume to go on with that run, or name another "
             f"{config.key('output_dir')}"
         )
-    batch = []
-    images = 0
+    summary: list[str] = []
+    max_iter = images = 0
     for nodes in profile.node_counts:
         config = read_config(cfg, task, world_size=nodes * profile.tasks)
         check_config(config, args)
-        plan = None if args.eval_only else config.batch_plan()
-        if plan is not None:
-            images = plan.total
-            batch.append(f"{nodes} node(s): {plan}")
+        batch = None if args.eval_only else config.batch_plan()
+        if batch is not None:
+            images = batch.total
+            summary.append(f"Batch:      {nodes} node(s): {batch}")
     try:
         model = config.build_model("meta")
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
+    if not args.eval_only:
+        config.count_epochs()
+        max_iter = config.options.max_iter
+        summary += _describe_training(config, model)
+    parameters = sum(p.numel() for p in model.parameters())
+    summary.append(f"Model:      {parameters / 1e6:.1f} million parameters")
+    return Plan(config, path, opts, folder, max_iter, images, summary)
+
+
+def _describe_training(config: RunConfig, model: nn.Module) -> list[str]:
     max_iter, period = config.options.max_iter, config.options.checkpointer.period
+    evaluations = -(-max_iter // (config.options.eval_period or max_iter))
+    # Weights, and as much again for SGD's momentum.
     tensors = [*model.parameters(), *model.buffers()]
-    return Plan(
-        config=config,
-        config_file=path,
-        opts=opts,
-        output_dir=folder,
-        max_iter=max_iter,
-        images=images,
-        batch=batch,
-        parameters=sum(p.numel() for p in model.parameters()),
-        checkpoints=-(-max_iter // period) if period > 0 else 1,
-        checkpoint_bytes=sum(t.numel() * t.element_size() for t in tensors)
-        + sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-        evaluations=-(-max_iter // config.options.eval_period)
-        if config.options.eval_period > 0
-        else 1,
-    )
+    tensors += [p for p in model.parameters() if p.requires_grad]
+    size = sum(t.numel() * t.element_size() for t in tensors) / 2**20
+    return [
+        f"Iterations: {max_iter}, {evaluations} evaluation(s)",
+        f"Checkpoints: {-(-max_iter // (period or max_iter))}, about {size:.0f} MB each",
+    ]
 
 
 def _find_task(script: str) -> Task | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import operator
 import re
 from dataclasses import MISSING, dataclass, field, fields
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from wsbcn_d2.errors import ConfigError
+from wsbcn_d2.errors import ConfigError, did_you_mean
 
-__all__ = ["CLUSTERS", "Profile", "add_arguments", "make_profile", "parse_minutes", "read_profile"]
+__all__ = ["CLUSTERS", "Profile", "add_arguments", "make_profile", "parse_minutes"]
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "clusters"
 
@@ -25,7 +26,7 @@ def _option(help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Profile:
     """Resources of a job, and the way to start it. Every field is a key and an option.
 
@@ -128,7 +129,7 @@ def parse_minutes(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each field of a profile."""
+    """Add an option for each field of a profile; its default is None, for what the profile says."""
     group = parser.add_argument_group("resources: fields of a cluster profile")
     for each in fields(Profile):
         kind = str(each.type)
@@ -140,24 +141,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             options = {"metavar": "WORDS", "action": "append"}
         elif kind.startswith("dict"):
             options = {"metavar": "NAME=VALUE", "action": "append", "type": _pair}
-        elif kind.startswith("int"):
+        elif "int" in kind:
             options = {"metavar": "N", "type": int}
         name = f"--{each.name.replace('_', '-')}"
         group.add_argument(name, help=text.replace("%", "%%"), dest=each.name, **options)
 
 
-def read_profile(cluster: str) -> argparse.Namespace:
-    """What a profile says, as if it were options of the command line.
+def make_profile(args: argparse.Namespace) -> Profile:
+    """The profile of a parsed command line, which replaces scalars of ``--cluster`` and adds to it.
 
     Args:
-        cluster: name of a file in slurm/clusters/, or a path.
-
-    Returns:
-        a namespace to which the command line's options can be added.
+        args: ``cluster``, the name of a file in slurm/clusters/ or a path, if any; and the options
+            of `add_arguments`.
 
     Raises:
-        ConfigError: no such profile, unknown fields, or wrong values.
+        ConfigError: no such profile, unknown fields, wrong values, or numbers that make no sense.
     """
+    profile = _read_profile(args.cluster) if args.cluster else OmegaConf.structured(Profile)
+    for each in fields(Profile):
+        value = getattr(args, each.name)
+        if isinstance(value, list):
+            old = profile[each.name]
+            value = {**old, **dict(value)} if isinstance(old, DictConfig) else [*old, *value]
+        if value is not None:
+            profile[each.name] = value
+    made = OmegaConf.to_object(profile)
+    assert isinstance(made, Profile)
+    return made
+
+
+def _read_profile(cluster: str) -> DictConfig:
     files = (Path(cluster), CLUSTERS / f"{cluster}.yaml")
     path = next((path for path in files if path.is_file()), None)
     if path is None:
@@ -170,42 +183,18 @@ def read_profile(cluster: str) -> argparse.Namespace:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be `field: value` lines")
-    known = {each.name: str(each.type) for each in fields(Profile)}
-    words = []
+    profile = OmegaConf.structured(Profile)
     for name, value in content.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(
-                f"{path}: unknown field {name!r}{hint} (fields: {', '.join(sorted(known))})"
-            )
+        if name not in profile:
+            raise ConfigError(f"{path}: unknown field {name!r}; {did_you_mean(name, profile)}")
         if value in ("", "null", "~"):
             continue  # a field left out
-        if isinstance(value, dict):
-            value = [f"{key}={each}" for key, each in value.items()]
-        elif isinstance(value, str):
-            value = [value]
-        elif not known[name].startswith("list"):
-            raise ConfigError(f"{path}: {name} ({value!r}) must not be a list")
-        words += [f"--{name.replace('_', '-')}={each}" for each in value]
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    add_arguments(parser)
-    try:
-        return parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def make_profile(args: argparse.Namespace) -> Profile:
-    """The profile of a parsed command line.
-
-    Raises:
-        ConfigError: numbers that make no sense.
-    """
-    values = {each.name: getattr(args, each.name) for each in fields(Profile)}
-    for name in ("env", "sbatch"):
-        values[name] = dict(values[name] or ())
-    return Profile(**{name: value for name, value in values.items() if value is not None})
+        try:
+            profile[name] = value
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path}: {name} ({value!r}): {reason}") from error
+    return profile
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ class RunFolder:
     - ``events.jsonl``: what happened to its jobs.
     - ``attempt_<job>.<restart>``: where the processes of one start of a job leave word for each
       other; it is there as long as they are.
-    - ``run.json``: what was submitted last.
     - ``1``, ``2``, …: one folder for each submission, with the resolved config, the command, the
       commit and what differs from it, the environment, the code, and submitit's files.
 
@@ -32,18 +30,8 @@ class RunFolder:
         self.folder = self.output_dir / "slurm"
         self.log = self.folder / "log.txt"
 
-    def exists(self) -> bool:
-        """Whether anything was submitted here."""
-        return (self.folder / "run.json").is_file()
-
-    def new_submission(self) -> Path:
-        """Make the folder of a new submission."""
-        path = self.next_submission()
-        path.mkdir(parents=True)
-        return path
-
     def next_submission(self) -> Path:
-        """Where `new_submission` would be."""
+        """The folder of a new submission, which is not there yet."""
         numbers = [int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit()]
         return self.folder / str(max(numbers, default=0) + 1)
 
@@ -69,16 +57,6 @@ class RunFolder:
             return []
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
-    def jobs(self, events: Sequence[dict[str, Any]] | None = None) -> list[str]:
+    def jobs(self) -> list[str]:
         """Ids of the jobs that were submitted, the last one last."""
-        events = self.events() if events is None else events
-        return [event["job"] for event in events if event["event"] == "submitted"]
-
-    def write_run(self, **content: Any) -> None:
-        """Replace run.json."""
-        text = json.dumps(content, indent=2) + "\n"
-        (self.folder / "run.json").write_text(text, encoding="utf-8")
-
-    def read_run(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
+        return [event["job"] for event in self.events() if event["event"] == "submitted"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
+
+from wsbcn_d2.errors import exit_with_message
 
 from .job_states import QueuedJob, finished, queue
 from .run_folder import RunFolder
@@ -26,7 +27,7 @@ examples:
   $ python slurm/status.py --watch 30 output/a output/b
 """
 
-_NUMBERS = ("nodes", "iteration", "ETA", "images/s", "box AP", "restarts")
+_NUMBERS = ("nodes", "iteration", "ETA", "images/s", "result", "restarts")
 _COLUMNS = ("run", "job", "state", *_NUMBERS, "last error")
 # What SLURM writes to a job's log when it ends it.
 _ENDS = {
@@ -41,6 +42,8 @@ _ERROR = re.compile(
     r"^ *\d+: (\w+(?:\.\w+)*(?:Error|Exception)\b.*)|^(?:srun|slurmstepd): error: (.*)", re.M
 )
 _TAIL = 200_000  # bytes
+# Of a submission by an earlier version, which did not note them.
+_UNKNOWN: dict[str, Any] = {"nodes": "–", "max_iter": 0, "images": 0, "metric": ""}
 
 
 def read_status(
@@ -53,9 +56,9 @@ def read_status(
         queued: of `queue`, for its jobs at least.
         ended: of `finished`.
     """
-    about = run.read_run()
     events = run.events()
-    job = (run.jobs(events) or [""])[-1]
+    about = _UNKNOWN | [event for event in events if event["event"] == "submitted"][-1]
+    job = about["job"]
     events = [event for event in events if event["job"] == job]
     log = re.split(r"^=== job .* on .*$", _tail(run.log), flags=re.M)[-1]  # since the last start
     metrics = _last_metrics(run.output_dir / "metrics.json")
@@ -77,8 +80,9 @@ def read_status(
         line["ETA"] = str(timedelta(seconds=round(metrics["eta_seconds"])))
     if state == "RUNNING" and metrics.get("time"):
         line["images/s"] = f"{about['images'] / metrics['time']:.1f}"
-    if "bbox/AP" in metrics:
-        line["box AP"] = f"{metrics['bbox/AP']:.1f}"
+    results = [name for name in metrics if name.rpartition("/")[2] == about["metric"]]
+    if results:
+        line["result"] = ", ".join(f"{name} {metrics[name]:.1f}" for name in results)
     return line
 
 
@@ -89,8 +93,6 @@ def _state(
     ended: dict[str, str],
     log: str,
 ) -> str:
-    if not job:
-        return "NOT SUBMITTED"
     if job in queued:
         entry = queued[job]
         reason = f" ({entry.reason.strip('()')})" if entry.state == "PENDING" else ""
@@ -102,8 +104,6 @@ def _state(
         return "CANCELLED"
     if last in ("finished", "failed"):
         return "COMPLETED" if last == "finished" else "FAILED"
-    if job.startswith("local-"):
-        return "RUNNING"
     found = (state for state, pattern in _ENDS.items() if re.search(pattern, log))
     never = "" if last else " (never started)"
     return ended.get(job) or next(found, f"FAILED{never}")
@@ -147,8 +147,8 @@ def _make_table(folders: Sequence[str]) -> Table:
     patterns = ("slurm", "*/slurm", "*/*/slurm")
     paths = [path for f in folders for p in patterns for path in sorted(Path(f).glob(p))]
     runs = {run.output_dir: run for run in (RunFolder(path.parent) for path in paths)}
-    found = [run for run in runs.values() if run.exists()]
-    jobs = [job for run in found for job in run.jobs()[-1:]]
+    found = [run for run in runs.values() if run.jobs()]
+    jobs = [run.jobs()[-1] for run in found]
     queued = queue(jobs)
     ended = finished([job for job in jobs if job not in queued])
     table = Table()
@@ -160,7 +160,7 @@ def _make_table(folders: Sequence[str]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, once or again and again."""
+    """Print the table, once or, with ``--watch``, until Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,13 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not console.is_terminal:
         # A pipe or file has no width; 80 would cut the error lines up.
         console = Console(width=200)
-    if args.watch is None:
-        console.print(_make_table(args.folders))
-        return
-    with Live(_make_table(args.folders), console=console, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(args.watch)
-                live.update(_make_table(args.folders), refresh=True)
-        except KeyboardInterrupt:
-            pass
+    with exit_with_message("status.py"):
+        while True:
+            table = _make_table(args.folders)
+            if args.watch is not None:
+                console.clear()
+            console.print(table)
+            if args.watch is None:
+                return
+            time.sleep(args.watch)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
+import dataclasses
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import submitit
-from submitit.helpers import clean_env
+from typing import TYPE_CHECKING, Any
 
 from wsbcn_d2.errors import UserError
 
@@ -24,39 +21,41 @@ from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from .precheck import Plan
-    from .task import TrainingTask
 
 __all__ = ["Submission"]
 
-_SLURM_CONF = os.environ.get("SLURM_CONF")
 
-
+@dataclass(frozen=True)
 class Submission:
     """A job, or an array of them.
 
     Args:
-        args: of the command line.
-        profile: resources.
         plans: the runs.
-        base: the folder of the submission; without a sweep that of the run.
+        profile: resources.
+        script: path of what is run.
+        flags: its arguments before the overrides, such as ``--resume``.
+        folder: where submitit keeps its files; it is not there yet.
+        code: where the copy of the code is, or will be.
+        options: submitit's, such as ``job_name``.
     """
 
-    def __init__(
-        self, args: argparse.Namespace, profile: Profile, plans: Sequence[Plan], base: RunFolder
-    ) -> None:
-        self._args = args
-        self._profile = profile
-        self._plans = plans
-        self._runs = [RunFolder(plan.output_dir) for plan in plans]
-        self._base = base
-        self._folder = base.next_submission()
-        self._code = self._folder / "code"
-        self._name = args.name or base.output_dir.name
+    plans: Sequence[Plan]
+    profile: Profile
+    script: str
+    flags: Sequence[str]
+    folder: Path
+    code: Path
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def script(self) -> str:
+    @property
+    def runs(self) -> list[RunFolder]:
+        """The folders of the runs."""
+        return [RunFolder(plan.output_dir) for plan in self.plans]
+
+    def batch_script(self) -> str:
         """The script that sbatch gets."""
-        executor = self._executor(self._name, self._folder, self._runs)
-        return script_text(executor, len(self._runs))
+        executor = make_executor(self.profile, self.folder, self.code, self.runs, **self.options)
+        return script_text(executor, len(self.plans))
 
     def test(self) -> None:
         """Ask SLURM whether the jobs can ever run; some clusters accept those that cannot.
@@ -65,10 +64,9 @@ class Submission:
             UserError: with SLURM's answer.
         """
         command = ["sbatch", "--test-only"]
-        with _outside_of_jobs():
-            done = subprocess.run(
-                command, input=self.script(), capture_output=True, text=True, check=False
-            )
+        done = subprocess.run(
+            command, input=self.batch_script(), capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise UserError(_one_line(done.stderr) + _partitions())
 
@@ -78,8 +76,8 @@ class Submission:
         Args:
             command: what the user typed.
         """
-        self._base.new_submission()
-        copy_code(self._code)
+        self.folder.mkdir(parents=True)
+        copy_code(self.code)
         commit, patch = describe_commit()
         records = {
             "command.txt": f"cd {shlex.quote(os.getcwd())}\n{command}\n",
@@ -87,13 +85,13 @@ class Submission:
             "diff.patch": patch,
             "environment.txt": describe_environment(),
         }
-        for plan, run in zip(self._plans, self._runs, strict=True):
-            alone = run.output_dir == self._base.output_dir
-            folder = self._folder if alone else run.new_submission()
+        for plan, run in zip(self.plans, self.runs, strict=True):
+            alone = run.folder == self.folder.parent
+            folder = self.folder if alone else run.next_submission()
+            folder.mkdir(parents=True, exist_ok=alone)
             for name, text in records.items():
                 (folder / name).write_text(text, encoding="utf-8")
             plan.save_config(folder / "config.yaml")
-            run.write_run(max_iter=plan.max_iter, images=plan.images, nodes=self._profile.nodes)
 
     def submit(self) -> list[str]:
         """Submit the jobs, and return their ids.
@@ -101,107 +99,66 @@ class Submission:
         Raises:
             UserError: sbatch refused.
         """
-        executor = self._executor(self._name, self._folder, self._runs)
-        return self._submit(executor, self._runs, self._tasks())
+        from .task import TrainingTask  # which imports torch
 
-    def submit_evaluation(self, jobs: Sequence[str]) -> list[str]:
-        """Submit jobs that evaluate the final weights when ``jobs`` have completed.
+        runs, timeout = self.runs, self.profile.rendezvous_timeout
+        script, directory = self._in_copy(self.script), os.getcwd()
+        tasks = [TrainingTask(script, self._arguments(p), directory, timeout) for p in self.plans]
+        executor = make_executor(self.profile, self.folder, self.code, runs, **self.options)
+        if len(runs) > 1:
+            # Each job of an array finds its run by its index.
+            (self.folder / "runs").mkdir()
+            for i, run in enumerate(runs):
+                (self.folder / "runs" / str(i)).symlink_to(run.folder)
+        try:
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+        except Exception as error:  # submitit's own, for whatever sbatch said
+            raise UserError(f"sbatch: {_one_line(error)}") from error
+        for plan, run, job in zip(self.plans, runs, jobs, strict=True):
+            run.note(
+                "submitted",
+                job.job_id,
+                nodes=self.profile.nodes,
+                max_iter=plan.max_iter,
+                images=plan.images,
+                metric=next(iter(plan.config.task.metrics), ""),
+            )
+        return [job.job_id for job in jobs]
+
+    def evaluation(self, jobs: Sequence[str]) -> Submission:
+        """Prepare a submission that evaluates the final weights when ``jobs`` have completed.
 
         Args:
             jobs: ids of those that train.
-
-        Returns:
-            ids of those that evaluate.
-
-        Raises:
-            UserError: sbatch refused.
         """
-        runs = [RunFolder(run.output_dir / "eval") for run in self._runs]
-        folder = self._folder / "eval"
-        folder.mkdir()
-        for run in runs:
-            run.new_submission()
-            run.write_run(max_iter=0, images=0, nodes=self._profile.nodes)
+        plans = []
+        for plan in self.plans:
+            folder, weights = plan.output_dir / "eval", plan.output_dir / "model_final.pth"
+            opts = [*plan.opts, *plan.config.override("output_dir", folder)]
+            opts += plan.config.override("init_checkpoint", weights)
+            plans.append(dataclasses.replace(plan, opts=opts, output_dir=folder, max_iter=0))
+            RunFolder(folder).folder.mkdir(parents=True, exist_ok=True)
         # Each of an array's evaluations waits for its own run.
         kind = "aftercorr" if len(jobs) > 1 else "afterok"
+        name = f"{self.options['job_name']}-eval"
         dependency = f"{kind}:{jobs[0].partition('_')[0]}"
-        executor = self._executor(f"{self._name}-eval", folder, runs, dependency)
-        return self._submit(executor, runs, self._tasks(evaluation=True))
+        options = {**self.options, "job_name": name, "dependency": dependency}
+        folder = self.folder / "eval"
+        folder.mkdir()
+        return dataclasses.replace(
+            self, plans=plans, flags=["--eval-only"], folder=folder, options=options
+        )
 
-    def run_here(self) -> None:
-        """Run on this machine, one run after the other.
-
-        Raises:
-            UserError: one has failed, or was stopped.
-        """
-        from .local import run_here
-
-        for run, task in zip(self._runs, self._tasks(), strict=True):
-            run_here(task, run, self._folder, self._code, self._profile)
-
-    def _tasks(self, evaluation: bool = False) -> list[TrainingTask]:
-        from .task import TrainingTask
-
-        script, directory = self._in_copy(self._args.script), os.getcwd()
-        evaluate = evaluation or self._args.eval_only
-        tasks = []
-        for plan in self._plans:
-            folder, opts = plan.output_dir, plan.opts
-            if evaluation:
-                folder = plan.output_dir / "eval"
-                weights = plan.output_dir / "model_final.pth"
-                opts = [*opts, *plan.config.override("output_dir", folder)]
-                opts += plan.config.override("init_checkpoint", weights)
-            arguments = ["--config-file", self._in_copy(plan.config_file)]
-            arguments += ["--num-gpus", str(self._profile.tasks)]
-            arguments += ["--eval-only"] if evaluate else []
-            arguments += ["--resume"] if self._args.resume and not evaluation else []
-            arguments += opts
-            timeout = self._profile.rendezvous_timeout
-            tasks.append(TrainingTask(script, arguments, str(folder), directory, timeout))
-        return tasks
+    def _arguments(self, plan: Plan) -> list[str]:
+        """The command line of the script for a run."""
+        config = ["--config-file", self._in_copy(plan.config_file)]
+        return [*config, "--num-gpus", str(self.profile.tasks), *self.flags, *plan.opts]
 
     def _in_copy(self, name: str) -> str:
         """The path of a file in the copy of the code, if it belongs to it."""
         path = Path(name).resolve()
-        return str(self._code / path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-    def _executor(
-        self, name: str, folder: Path, runs: Sequence[RunFolder], dependency: str | None = None
-    ) -> submitit.SlurmExecutor:
-        parallel = self._args.max_parallel
-        return make_executor(name, folder, self._code, runs, self._profile, parallel, dependency)
-
-    def _submit(
-        self,
-        executor: submitit.SlurmExecutor,
-        runs: Sequence[RunFolder],
-        tasks: Sequence[TrainingTask],
-    ) -> list[str]:
-        if len(runs) > 1:
-            # Each job of an array finds its run by its index.
-            links = executor.folder / "runs"
-            links.mkdir()
-            for i, run in enumerate(runs):
-                (links / str(i)).symlink_to(run.folder)
-        try:
-            with _outside_of_jobs(), executor.batch():
-                jobs = [executor.submit(task) for task in tasks]
-        except Exception as error:  # submitit's own, for whatever sbatch said
-            raise UserError(f"sbatch: {_one_line(error)}") from error
-        for run, job in zip(runs, jobs, strict=True):
-            run.note("submitted", job.job_id)
-        return [job.job_id for job in jobs]
-
-
-@contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of a job that this may be running in."""
-    with clean_env():
-        # Not one of a job's: it says where the cluster is.
-        if _SLURM_CONF is not None:
-            os.environ["SLURM_CONF"] = _SLURM_CONF
-        yield
+        return str(self.code / path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def _one_line(text: object) -> str:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from wsbcn_d2.errors import ConfigError, UserError, exit_with_message
+from submitit.helpers import clean_env
+
+from wsbcn_d2.errors import UserError, exit_with_message
 
 from .job_states import queue
-from .profile import Profile, add_arguments, make_profile, read_profile
+from .profile import add_arguments, make_profile
 from .record import ROOT
 from .run_folder import RunFolder
 from .submission import Submission
 from .sweep import combinations, run_name
-
-if TYPE_CHECKING:
-    from .precheck import Plan
 
 __all__ = ["argument_parser", "main"]
 
@@ -42,7 +41,7 @@ python slurm/status.py output/* shows how they are; python slurm/cancel.py outpu
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The command line. Fields of a profile default to None: as `Profile` says."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,64 +77,51 @@ def argument_parser() -> argparse.ArgumentParser:
         help="evaluate the final weights in a job of their own, to eval/ in the output folder",
     )
     how.add_argument("--dry-run", action="store_true", help="print sbatch's script, submit nothing")
-    how.add_argument("--local", action="store_true", help="run on this machine, without SLURM")
     add_arguments(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, print the plan, submit."""
-    parser = argument_parser()
-    args = parser.parse_args(arguments)
+    args = argument_parser().parse_args(arguments)
     command = shlex.join([sys.executable, *sys.argv] if arguments is None else arguments)
     # What packages warn of when they are imported would hide what this has to say.
     warnings.simplefilter("ignore")
-    with exit_with_message("submit.py"):
-        if args.cluster:
-            # Again, now replacing what the profile says, or adding to it.
-            args = parser.parse_args(arguments, read_profile(args.cluster))
-        profile = make_profile(args)
-        if args.local and profile.nodes > 1:
-            raise ConfigError(f"nodes ({profile.nodes}) must be 1 with --local")
-        plans, base = _check(args, profile)
-        _print_plan(plans, profile, args)
-        submission = Submission(args, profile, plans, base)
+    # Without the variables of a job that this may be running in, but for where the cluster is.
+    slurm_conf = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+    with exit_with_message("submit.py"), clean_env():
+        os.environ.update(slurm_conf)
+        submission = _prepare(args)
         if args.dry_run:
-            print(submission.script())
-            return
-        if args.local:
-            submission.write(command)
-            submission.run_here()
+            print(submission.batch_script())
             return
         submission.test()
         submission.write(command)
         jobs = submission.submit()
-        for plan, job in zip(plans, jobs, strict=True):
+        for plan, job in zip(submission.plans, jobs, strict=True):
             print(f"Submitted job {job}: {plan.output_dir}")
         if args.then_eval:
-            for job in submission.submit_evaluation(jobs):
+            for job in submission.evaluation(jobs).submit():
                 print(f"Submitted job {job}: evaluation when that is done")
-        folders = shlex.join([str(plan.output_dir) for plan in plans])
-        print(f"Log: {RunFolder(plans[0].output_dir).log}")
+        folders = shlex.join([str(run.output_dir) for run in submission.runs])
+        print(f"Log: {submission.runs[0].log}")
         print(f"State: python slurm/status.py {folders}")
 
 
-def _check(args: argparse.Namespace, profile: Profile) -> tuple[list[Plan], RunFolder]:
-    """Return the runs, and the folder of all of them together."""
+def _prepare(args: argparse.Namespace) -> Submission:
+    """Check the runs and print what they will do; nothing is written."""
     # After the command line: detectron2 takes seconds to import.
     from .precheck import check_run
 
+    profile = make_profile(args)
     plans = [check_run(args, args.opts, profile)]
-    base = RunFolder(plans[0].output_dir)
+    base, config = RunFolder(plans[0].output_dir), plans[0].config
     if args.sweep:
-        config = plans[0].config
+        runs = combinations(args.sweep, pairs=not config.lazy)
+        folders = [config.override("output_dir", base.output_dir / run_name(run)) for run in runs]
         plans = [
-            check_run(
-                args,
-                [*args.opts, *run, *config.override("output_dir", base.output_dir / run_name(run))],
-                profile,
-            )
-            for run in combinations(args.sweep, pairs=not config.lazy)
+            check_run(args, [*args.opts, *run, *folder], profile)
+            for run, folder in zip(runs, folders, strict=True)
         ]
     for plan in plans:
         # Two jobs in one folder would write over each other's checkpoints.
@@ -145,23 +131,20 @@ def _check(args: argparse.Namespace, profile: Profile) -> tuple[list[Plan], RunF
                 f"{plan.output_dir}: job {', '.join(active)} is still in the queue; end it with "
                 f"python slurm/cancel.py {plan.output_dir}"
             )
-    return plans, base
-
-
-def _print_plan(plans: Sequence[Plan], profile: Profile, args: argparse.Namespace) -> None:
-    first = plans[0]
     few = f" (at least {profile.min_nodes})" if profile.min_nodes else ""
     print(f"Run:        {'evaluate' if args.eval_only else 'train'} {args.config_file}")
     if len(plans) > 1:
         print(f"Sweep:      {len(plans)} runs, at most {args.max_parallel} at a time")
     total = profile.nodes * profile.tasks
     print(f"Processes:  {profile.nodes} node(s){few} × {profile.tasks} = {total}")
-    for line in first.batch:
-        print(f"Batch:      {line}")
-    if not args.eval_only:
-        size = first.checkpoint_bytes / 2**20
-        print(f"Iterations: {first.max_iter}, {first.evaluations} evaluation(s)")
-        print(f"Checkpoints: {first.checkpoints}, about {size:.0f} MB each")
-    print(f"Model:      {first.parameters / 1e6:.1f} million parameters")
-    for plan in plans:
-        print(f"Output:     {plan.output_dir}")
+    outputs = [f"Output:     {plan.output_dir}" for plan in plans]
+    print("\n".join([*plans[0].summary, *outputs]))
+    flags = [
+        f"--{name}" for name in ("eval-only", "resume") if getattr(args, name.replace("-", "_"))
+    ]
+    options = {
+        "job_name": args.name or base.output_dir.name,
+        "array_parallelism": args.max_parallel,
+    }
+    folder = base.next_submission()
+    return Submission(plans, profile, args.script, flags, folder, folder / "code", options)

@@ -8,17 +8,20 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from wsbcn_d2.errors import ConfigError
 
-__all__ = ["combinations", "run_name", "split_values"]
+__all__ = ["combinations", "run_name"]
 
 
 def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
     """The overrides of each run.
 
     Args:
-        sweeps: ``key=a,b,c``, of which the product is taken; or one path of a file, each line of
-            which holds the overrides of a run.
+        sweeps: ``key=a,b,c`` in hydra's grammar, of which the product is taken; or one path of a
+            file, each line of which holds the overrides of a run.
         pairs: whether overrides are ``KEY VALUE`` (yaml configs), not ``key=value``.
 
     Raises:
@@ -31,13 +34,7 @@ def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
         lines = [shlex.split(x, comments=True) for x in path.read_text("utf-8").splitlines()]
         runs = [line for line in lines if line]
     else:
-        axes = []
-        for sweep in sweeps:
-            key, sign, text = sweep.partition("=")
-            values = split_values(text)
-            if not sign or not key or not all(values):
-                raise ConfigError(f"--sweep {sweep}: must be key=a,b,c")
-            axes.append([[key, v] if pairs else [f"{key}={v}"] for v in values])
+        axes = [_axis(sweep, pairs) for sweep in sweeps]
         runs = [list(itertools.chain(*choice)) for choice in itertools.product(*axes)]
     names = [run_name(run) for run in runs]
     for name in names:
@@ -48,20 +45,22 @@ def combinations(sweeps: Sequence[str], pairs: bool) -> list[list[str]]:
     return runs
 
 
-def split_values(text: str) -> list[str]:
-    """Split at commas outside of brackets and quotes."""
-    values, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0 and not quote:
-            values.append("")
-        else:
-            values[-1] += character
-    return values
+def _axis(sweep: str, pairs: bool) -> list[list[str]]:
+    """The override of each value of a key."""
+    try:
+        parsed = OverridesParser.create().parse_override(sweep)
+    except HydraException:
+        parsed = None
+    if parsed is None or not parsed.key_or_group:
+        raise ConfigError(f"--sweep {sweep}: must be key=a,b,c")
+    key = parsed.get_key_element()
+    if parsed.is_sweep_override():
+        values = [str(value) for value in parsed.sweep_string_iterator()]
+    else:
+        values = [parsed.get_value_element_as_str()]
+    if pairs:  # hydra's escapes are read by lazy configs only
+        return [[key, re.sub(r"\\(.)", r"\1", value)] for value in values]
+    return [[f"{key}={value}"] for value in values]
 
 
 def run_name(overrides: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import submitit
 import torch.distributed as dist
 from submitit.helpers import TorchDistributedEnvironment
 
@@ -21,31 +20,25 @@ from wsbcn_d2.engine.preemption import EXIT_STOPPED
 
 from .run_folder import RunFolder
 
-__all__ = ["RendezvousError", "TrainingTask", "meet"]
-
-
-class RendezvousError(RuntimeError):
-    """A process of the job did not find rank 0; the message says which one, and why."""
+__all__ = ["TrainingTask", "meet"]
 
 
 @dataclass
 class TrainingTask:
-    """A script such as train_net.py: in a SLURM job one process of it, locally the whole of it.
+    """One process of a script such as train_net.py, with torchrun's variables in its environment.
 
     job.sh starts the processes of a job, and requeues it when the script has stopped on a signal
     (`EXIT_STOPPED`). A process that fails notes its error in the run's events.
 
     Args:
-        script: path of the script. In a SLURM job it finds torchrun's variables in its environment.
+        script: path of the script.
         arguments: of the script. ``--resume`` is added when the job is restarted.
-        output_dir: the run's.
         working_directory: where relative paths begin.
         rendezvous_timeout: seconds within which the processes must have met.
     """
 
     script: str
     arguments: list[str]
-    output_dir: str
     working_directory: str = "."
     rendezvous_timeout: float = 300
 
@@ -55,12 +48,10 @@ class TrainingTask:
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
         attempt = Path(os.environ["WSBCN_ATTEMPT"])
         job, _, restart = attempt.name.removeprefix("attempt_").rpartition(".")
-        environment = submitit.JobEnvironment()
-        on_slurm = environment.name() == "slurm"
         error, status = "", 0
         try:
             # Rank 0 holds the store: it must live as long as the processes talk to each other.
-            store = meet(attempt, self.rendezvous_timeout) if on_slurm else None
+            store = meet(attempt, self.rendezvous_timeout)
             self._run_script(resume=restart != "0")
             del store
         except SystemExit as end:
@@ -76,11 +67,11 @@ class TrainingTask:
             if not is_consequence(failure):
                 error = f"{type(failure).__name__}: {failure}"
         if error:
-            rank, node = environment.global_rank, socket.gethostname()
+            rank, node = int(os.environ["SLURM_PROCID"]), socket.gethostname()
             words = {"rank": rank, "node": node, "error": error.strip().splitlines()[0]}
-            RunFolder(self.output_dir).note("failed", job, int(restart), **words)
-        if on_slurm or status:
-            end_process(status)
+            # In a job of an array, the run's folder is behind a link.
+            RunFolder(attempt.resolve().parents[1]).note("failed", job, int(restart), **words)
+        end_process(status)
 
     def _run_script(self, resume: bool) -> None:
         """As ``python script arguments``."""
@@ -104,7 +95,7 @@ def meet(folder: Path, timeout: float) -> dist.TCPStore | None:
         on rank 0 the store, which must outlive the process group.
 
     Raises:
-        RendezvousError: rank 0 was not found, or the name of its node has no address.
+        SystemExit: rank 0 was not found, or the name of its node has no address.
     """
     environment = TorchDistributedEnvironment()
     file = folder / "address"
@@ -124,14 +115,14 @@ def meet(folder: Path, timeout: float) -> dist.TCPStore | None:
         except OSError as error:
             if time.monotonic() > until:
                 who = f"rank {environment.rank} on {socket.gethostname()}"
-                raise RendezvousError(
+                sys.exit(
                     f"{who} cannot resolve the name of rank 0's node, {host!r} ({error}). The "
                     "nodes' names must be in DNS or in /etc/hosts of all nodes; or set MASTER_ADDR "
                     "in the profile's env"
                     if isinstance(error, socket.gaierror)
                     else f"{who} did not find rank 0 within {timeout:g} seconds ({error}). Has "
                     "rank 0 failed (see its log)? Do the nodes share the output folder?"
-                ) from error
+                )
         time.sleep(0.5)
     environment.master_addr, environment.master_port = host, int(port)
     environment.export(set_cuda_visible_devices=False, overwrite=True)

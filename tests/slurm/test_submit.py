@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import pytest
 import torch.distributed as dist
 from wsbcn_slurm import record, split_log, submit
 from wsbcn_slurm.job_states import QueuedJob
-from wsbcn_slurm.profile import CLUSTERS, Profile, make_profile, parse_minutes, read_profile
+from wsbcn_slurm.profile import CLUSTERS, Profile, make_profile, parse_minutes
 from wsbcn_slurm.run_folder import RunFolder
 from wsbcn_slurm.status import read_status
 from wsbcn_slurm.sweep import combinations, run_name
-from wsbcn_slurm.task import RendezvousError, meet
+from wsbcn_slurm.task import TrainingTask, meet
 
 from wsbcn_d2.errors import ConfigError
 
@@ -39,11 +40,15 @@ def dry_run(*arguments: str) -> str:
 # --- profiles ---
 
 
+def profile_of(cluster: object, *options: str) -> Profile:
+    return make_profile(submit.argument_parser().parse_args([f"--cluster={cluster}", *options]))
+
+
 def test_template_and_every_other_profile_load():
     profiles = sorted(CLUSTERS.glob("*.yaml"))
     assert "template" in [path.stem for path in profiles]
     for path in profiles:
-        assert isinstance(make_profile(read_profile(path.stem)), Profile)
+        assert isinstance(profile_of(path.stem), Profile)
 
 
 def test_template_names_every_field():
@@ -55,8 +60,7 @@ def test_template_names_every_field():
 def test_options_replace_scalars_and_add_to_lists(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("nodes: 2\nsetup: [one]\nenv: {A: 1, B: 2}\n")
-    options = ["--nodes=3", "--setup=two", "--env=B=3"]
-    profile = make_profile(submit.argument_parser().parse_args(options, read_profile(str(path))))
+    profile = profile_of(path, "--nodes=3", "--setup=two", "--env=B=3")
     assert (profile.nodes, profile.setup, profile.env) == (3, ["one", "two"], {"A": "1", "B": "3"})
     assert profile.time == Profile().time
 
@@ -64,11 +68,11 @@ def test_options_replace_scalars_and_add_to_lists(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("partitoin: gpu", r"unknown field 'partitoin'; did you mean partition\? .*qos"),
-        ("nodes: many", "argument --nodes: invalid int value: 'many'"),
+        ("partitoin: gpu", "unknown field 'partitoin'; did you mean partition"),
+        ("nodes: many", "nodes .'many'.: .*could not be converted to Integer"),
         ("nodes: 0", "nodes .0. must be at least 1"),
-        ("env: A", "argument --env: 'A' must be NAME=VALUE"),
-        ("qos: [a, b]", "qos .* must not be a list"),
+        ("env: A", "env .'A'.: Cannot assign str to Dict"),
+        ("qos: [a, b]", "qos .*Cannot convert 'list' to string"),
         ("{nodes: 2, min_nodes: 3}", "min_nodes .3. must not exceed nodes .2."),
         ("{gpus_per_node: 4, tasks_per_node: 2}", "must equal gpus_per_node"),
         ("{time: 2, grace: 120}", "grace .120 seconds. must be shorter"),
@@ -81,13 +85,13 @@ def test_mistakes_in_a_profile_are_named(tmp_path: Path, content: str, message: 
     path = tmp_path / "profile.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message) as error:
-        make_profile(read_profile(str(path)))
+        profile_of(path)
     assert "\n" not in str(error.value)
 
 
 def test_unknown_cluster_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"not one of: .*template"):
-        read_profile("nowhere")
+        profile_of("nowhere")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,6 @@ def test_sweep_is_one_array(tmp_path: Path):
         (["model.backbone.bottom_up.stem.norm=GNN"], "cannot be built: .*GNN"),
         (["train.max_itre=3"], "train.max_itre: no such option; did you mean max_iter"),
         (["--config-file=nowhere.py"], "not found"),
-        (["--local", "--nodes=2"], "nodes .2. must be 1 with --local"),
         (["train.output_dir={tmp}/old"], "holds an earlier run's checkpoints"),
     ],
 )
@@ -241,14 +244,50 @@ def test_the_processes_of_an_attempt_find_its_store(tmp_path: Path):
 
 
 def test_rank_0_that_is_not_there_is_an_error(tmp_path: Path):
-    with pytest.raises(RendezvousError, match=r"rank 1 on \S+ did not find rank 0 within 0 sec"):
+    with pytest.raises(SystemExit, match=r"rank 1 on \S+ did not find rank 0 within 0 sec"):
         meet_as(1, tmp_path, timeout=0)
 
 
 def test_a_name_that_does_not_resolve_is_an_error_that_says_so(tmp_path: Path):
     name = "no-such-host.invalid"
-    with pytest.raises(RendezvousError, match=f"cannot resolve .* '{name}'"):
+    with pytest.raises(SystemExit, match=f"cannot resolve .* '{name}'"):
         meet_as(0, tmp_path, timeout=0, MASTER_ADDR=name)
+
+
+# --- a process ---
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "error"),
+    [
+        ("assert os.environ['WORLD_SIZE'] == '1' and sys.argv[1:] == ['--resume', 'a=1']", 0, ""),
+        ("sys.exit(75)", 0, ""),
+        ("sys.exit('train: no such option')", 1, "train: no such option"),
+        ("raise ValueError('no')", 1, "ValueError: no"),
+        ("raise RuntimeError('gloo: Connection closed by peer')", 1, ""),  # not the first error
+    ],
+)
+def test_process_runs_the_script_and_notes_its_error(
+    tmp_path: Path, script: str, status: int, error: str
+):
+    path = tmp_path / "script.py"
+    path.write_text(f"import os, sys\n{script}\n")
+    attempt = RunFolder(tmp_path).folder / "attempt_7_3.1"
+    attempt.mkdir(parents=True)
+    link = tmp_path / "links" / "3"  # as an array's job finds the run's folder
+    link.parent.mkdir()
+    link.symlink_to(attempt.parent)
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "9", "SLURM_JOB_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0"}
+    task = TrainingTask(str(path), ["a=1"])
+    with mock.patch.dict(os.environ, {**job, "WSBCN_ATTEMPT": str(link / attempt.name)}):
+        process = multiprocessing.get_context("fork").Process(target=task)
+        process.start()
+    process.join(60)
+    assert process.exitcode == status
+    assert (attempt / "stopped").exists() == ("75" in script)
+    failed = [(e["job"], e["restart"], e["error"]) for e in RunFolder(tmp_path).events()]
+    assert failed == ([("7_3", 1, error)] if error else [])
 
 
 # --- job.sh ---
@@ -272,7 +311,7 @@ def test_job_is_requeued_when_it_was_told_to_stop(
     tmp_path: Path, command: str, restart: int, events: list[str], status: int
 ):
     run = RunFolder(tmp_path)
-    run.new_submission()
+    run.folder.mkdir()
     for name in ("srun", "scontrol", "scancel"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
@@ -307,6 +346,8 @@ def test_job_is_requeued_when_it_was_told_to_stop(
 
 # --- status ---
 
+SUBMITTED = {"nodes": 2, "max_iter": 10, "images": 4, "metric": "AP"}
+
 
 @pytest.mark.parametrize(
     ("events", "queued", "ended", "log", "state"),
@@ -328,16 +369,16 @@ def test_state_of_a_run(
     tmp_path: Path, events: list[str], queued: bool, ended: dict[str, str], log: str, state: str
 ):
     run = RunFolder(tmp_path)
-    run.new_submission()
-    run.write_run(max_iter=10, images=4, nodes=2)
-    run.note("submitted", "7")
+    run.folder.mkdir()
+    run.note("submitted", "7", **SUBMITTED)
     for event in events:
         run.note(event, "7", rank=3, error="ValueError: no")
     run.log.write_text(log)
     (tmp_path / "metrics.json").write_text('{"iteration": 4, "time": 0.5}\n{"bbox/AP": 3.25}\n')
     queue = {"7": QueuedJob("PENDING", 2, "(Priority)")} if queued else {}
     status = read_status(run, queue, ended)
-    assert (status["state"], status["iteration"], status["box AP"]) == (state, "5 / 10", "3.2")
+    assert (status["state"], status["iteration"]) == (state, "5 / 10")
+    assert status["result"] == "bbox/AP 3.2"
     assert status["last error"] == {"FAILED": "rank 3: ValueError: no"}.get(
         state if "failed" in events else "", log.partition("error: ")[2]
     )
@@ -345,9 +386,8 @@ def test_state_of_a_run(
 
 def test_a_running_run_says_how_fast_it_is(tmp_path: Path):
     run = RunFolder(tmp_path)
-    run.new_submission()
-    run.write_run(max_iter=10, images=4, nodes=2)
-    run.note("submitted", "7")
+    run.folder.mkdir()
+    run.note("submitted", "7", **SUBMITTED)
     (tmp_path / "metrics.json").write_text('{"iteration": 4, "time": 0.5, "eta_seconds": 90.0}\n')
     status = read_status(run, {"7": QueuedJob("RUNNING", 1, "n1")}, {})
     assert (status["state"], status["nodes"], status["ETA"]) == ("RUNNING", "1", "0:01:30")
@@ -356,10 +396,10 @@ def test_a_running_run_says_how_fast_it_is(tmp_path: Path):
 
 def test_events_of_other_writers_do_not_hurt(tmp_path: Path):
     run = RunFolder(tmp_path)
-    run.new_submission()
+    run.folder.mkdir()
     run.note("submitted", "7")
     with open(run.folder / "events.jsonl", "a") as file:
         file.write('{"time": 1, "ev')  # just being written
     assert run.jobs() == ["7"]
-    assert run.next_submission().name == "2"
+    assert run.next_submission().name == "1"
     assert run.events()[0]["event"] == "submitted"
