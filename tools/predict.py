@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import sys
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 # What was done is kept, however it ends.
                 if done.images:
-                    done.write(output)
+                    _write_where_there_is_room(done, output)
         except OSError as error:
             raise UserError(disk_error(error.filename or str(output), error)) from error
         for fault in done.faults:
@@ -89,6 +90,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(done.results)} objects in {len(done.images)} images: {output}")
 
 
+def _write_where_there_is_room(done: _Results, output: Path) -> None:
+    """Write the results; on a full disk at the cost of the last pictures, which they can redraw."""
+    while True:
+        try:
+            return done.write(output)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not done.pictures:
+                raise
+            done.pictures.pop().unlink(missing_ok=True)
+
+
 class _Results:
     """What was found so far."""
 
@@ -96,6 +108,7 @@ class _Results:
         self.images: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
         self.faults: list[str] = []
+        self.pictures: list[Path] = []
         self._classes = classes
 
     def add(self, picture: Picture, image: np.ndarray, objects: list[dict[str, Any]]) -> None:
@@ -145,7 +158,9 @@ def _predict_all(
                 names.add(name)
                 rgb = image if detector.image_format == "RGB" else image[:, :, ::-1]
                 drawn = draw(rgb, objects, detector.classes)
-                _save_jpeg(drawn, output / f"{name}.jpg")
+                path = output / f"{name}.jpg"
+                _save_jpeg(drawn, path)
+                done.pictures.append(path)
             done.add(picture, image, objects)
             bar.update()
 

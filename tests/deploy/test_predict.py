@@ -115,6 +115,21 @@ def test_a_full_disk_keeps_what_was_done(arguments, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
+def test_results_come_before_pictures_on_a_full_disk(arguments, tmp_path, monkeypatch):
+    tool = load_tool("predict")
+    write, failures = tool._Results.write, [OSError(28, "No space left on device")]
+
+    def fail_once(self, folder):
+        if failures:
+            raise failures.pop()
+        write(self, folder)
+
+    monkeypatch.setattr(tool._Results, "write", fail_once)
+    tool.main([*arguments, str(tmp_path / "images")])
+    assert [file.name for file in (tmp_path / "out").glob("*.jpg")] == ["0.jpg"]
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+
+
 def test_weights_of_other_classes_are_one_message(arguments, tmp_path):
     state = torch.load(tmp_path / "model_final.pth")
     state["model"]["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(3)
