@@ -85,6 +85,18 @@ def test_images_of_too_many_pixels_go_in_tiles(arguments, tmp_path, capsys, monk
     assert (tmp_path / "out" / "0.jpg").exists()
 
 
+def test_masks_are_drawn_where_they_are():
+    image = np.full((300, 400, 3), 100, np.uint8)
+    image[200:210, 300:310, 2] = 1
+    image[:, :, 2][image[:, :, 2] != 1] = 0
+    (thing,) = predict(Bright(), image)
+    thing["bbox"] = [0, 0, 5, 5]  # far from it
+    changed = (draw(image, [thing], [""])[100:, 100:] != image[100:, 100:]).any(2)
+    expected = np.zeros((300, 400), bool)
+    expected[200:210, 300:310] = True
+    assert np.array_equal(changed, expected[100:, 100:])
+
+
 def test_a_large_image_is_drawn_smaller(monkeypatch):
     image = np.zeros((900, 1300, 3), np.uint8)
     image[600:660, 900:960] = (0, 0, 1)

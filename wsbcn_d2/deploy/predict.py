@@ -198,12 +198,19 @@ def draw(
     colors = [_COLORS[number % len(_COLORS)] for number in numbers]
     if "segmentation" in objects[0]:
         for thing, color in zip(objects, colors, strict=True):
-            mask = mask_api.decode(thing["segmentation"])[::step, ::step].astype(bool)
-            mask = torch.from_numpy(mask)
-            canvas = draw_segmentation_masks(canvas, mask, alpha=0.5, colors=color)
+            # Only where it is: a decoded mask is as large as the image.
+            x, y, w, h = map(int, mask_api.toBbox(thing["segmentation"]))
+            left, top = -(-x // step), -(-y // step)
+            part = mask_api.decode(thing["segmentation"])[
+                top * step : y + h : step, left * step : x + w : step
+            ]
+            if part.size:
+                region = canvas[:, top : top + part.shape[0], left : left + part.shape[1]]
+                mask = torch.from_numpy(part.astype(bool))
+                region[:] = draw_segmentation_masks(region, mask, alpha=0.5, colors=color)
     boxes = torch.tensor([thing["bbox"] for thing in objects])
     boxes[:, 2:] += boxes[:, :2]
-    boxes /= step
+    boxes = boxes / step
     labels = [
         str(classes[number] if number < len(classes) else number)
         + (f" {100 * thing['score']:.0f}%" if "score" in thing else "")
