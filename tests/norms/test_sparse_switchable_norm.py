@@ -169,6 +169,7 @@ def test_hard_ratios_evaluate_as_the_full_formula(mean: str, var: str) -> None:
     assert set(norm.used_statistics()) == {mean, var}
 
 
+@torch.no_grad()
 def test_a_layer_that_picked_bn_twice_reads_no_statistics() -> None:
     norm = picking("bn", "bn").eval()
     (x,) = tensors(8, (2, 6, 5, 4), dtype=torch.float32)
