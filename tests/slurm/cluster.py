@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -35,7 +34,6 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
-SlurmdDebug=debug
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -146,11 +144,6 @@ class Cluster:
     def node_state(self, name: str) -> str:
         """Such as ``idle`` or ``down``; ``*`` behind it: does not answer."""
         return self.run("sinfo", "-h", "-n", name, "-o", "%T", check=False).strip()
-
-    def told_to_end(self, name: str, job_id: str) -> bool:
-        """Whether a node was told to end a job, by its log."""
-        log = (self.folder / f"{name}.log").read_text(errors="replace")
-        return re.search(rf"_rpc_terminate_job.*JobId={job_id}\b", log) is not None
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run one of SLURM's commands; returns its output."""
