@@ -169,7 +169,6 @@ def test_hard_ratios_evaluate_as_the_full_formula(mean: str, var: str) -> None:
     assert set(norm.used_statistics()) == {mean, var}
 
 
-@torch.no_grad()
 def test_a_layer_that_picked_bn_twice_reads_no_statistics() -> None:
     norm = picking("bn", "bn").eval()
     (x,) = tensors(8, (2, 6, 5, 4), dtype=torch.float32)
@@ -178,6 +177,9 @@ def test_a_layer_that_picked_bn_twice_reads_no_statistics() -> None:
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).view(1, 6, 1, 1)
     shift = norm.bias.view(1, 6, 1, 1) - norm.running_mean.view(1, 6, 1, 1) * scale
     assert_close(y, x * scale + shift)
+    y.sum().backward()
+    for control in (norm.mean_weight, norm.var_weight):
+        assert control.grad is not None and not control.grad.any()
     x[0, 0, 0, 0] = torch.nan
     # A position that is not finite stays alone, unless it is in a statistic.
     assert norm(x).isnan().sum() == 1

@@ -77,16 +77,21 @@ def normalize(x: Tensor, rule: Rule, *parameters: Tensor, pool: Pool | None = No
     return _forward(x, rule, pool, parameters)[0]
 
 
-def normalize_by_running(x: Tensor, module: nn.Module) -> Tensor:
+def normalize_by_running(x: Tensor, module: nn.Module, *unused: Tensor) -> Tensor:
     """Batch normalization by the running statistics of ``module``, for which no row is read.
 
     Args:
         x: ``(N, C, *)``, of any floating type.
         module: has ``weight``, ``bias``, ``running_mean``, ``running_var`` and ``eps``.
+        unused: parameters whose gradients are zero, and not None, where they train.
     """
     dtype = kernels.accumulation_dtype(x)
     center, spread = RunningPool(module).running(dtype)
     weight, bias = _as(dtype, (module.weight, module.bias))  # type: ignore[arg-type]
+    if torch.is_grad_enabled():
+        for parameter in unused:
+            if parameter.requires_grad:
+                weight = weight + 0 * parameter.sum()
     return F.batch_norm(x, center, spread, weight, bias, eps=module.eps)  # type: ignore[arg-type]
 
 

@@ -188,10 +188,8 @@ class SwitchNorm(BatchAveraged, nn.Module):
         self._check_input(input)
         training = self.training and not frozen(self)
         used = self.statistics if training else self.used_statistics()
-        # Controls that train need their gradients of zero, which this would not give.
-        trains = torch.is_grad_enabled() and self.mean_weight.requires_grad
-        if used == ("bn",) and not training and not trains:
-            return normalize_by_running(input, self)
+        if used == ("bn",) and not training:
+            return normalize_by_running(input, self, self.mean_weight, self.var_weight)
         pool: BatchPool | RunningPool | None = None
         if "bn" in used:
             pool = self._batch_pool(input) if training else RunningPool(self)
